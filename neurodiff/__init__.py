@@ -1,0 +1,83 @@
+"""neurodiff: at which signal-to-noise ratio does this observer, animal or neuron stop denoising?
+
+A diffusion model's loss weights noise levels by w(logsnr). Where w falls with logsnr it is the survival
+function of a stopping law, w(λ) = P(Λ > λ), so a weighting is a hypothesis about perception. Everything
+here is imported when it is first used: ``import neurodiff`` itself loads nothing.
+"""
+
+import importlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    # sub-packages and modules
+    "data": "neurodiff.data",
+    "diffusion": "neurodiff.diffusion",
+    "inference": "neurodiff.inference",
+    "perception": "neurodiff.perception",
+    "laws": "neurodiff.diffusion.laws",
+    "observers": "neurodiff.perception.observers",
+    "plot": "neurodiff.plot",
+    "report": "neurodiff.report",
+    # data
+    "load": "neurodiff.data.datasets:load",
+    "read": "neurodiff.data.read:read",
+    # diffusion
+    "schedule": "neurodiff.diffusion.schedule:schedule",
+    "weighting": "neurodiff.diffusion.weighting:weighting",
+    "SurvivalWeighting": "neurodiff.diffusion.weighting:SurvivalWeighting",
+    # perception
+    "Threshold": "neurodiff.perception.stopping:Threshold",
+    "Limited": "neurodiff.perception.stopping:Limited",
+    # inference
+    "Laplace": "neurodiff.inference.laplace:Laplace",
+    "NUTS": "neurodiff.inference.nuts:NUTS",
+    "SVI": "neurodiff.inference.svi:SVI",
+    "fit": "neurodiff.inference.fit:fit",
+    "compare": "neurodiff.inference.compare:compare",
+}
+
+__all__ = ["__version__", *_WHERE]  # pyright: ignore[reportUnsupportedDunderAll]
+
+if TYPE_CHECKING:
+    from neurodiff import data, diffusion, inference, perception, plot, report
+    from neurodiff.data.datasets import load
+    from neurodiff.data.read import read
+    from neurodiff.diffusion import laws
+    from neurodiff.diffusion.schedule import schedule
+    from neurodiff.diffusion.weighting import SurvivalWeighting, weighting
+    from neurodiff.inference.compare import compare
+    from neurodiff.inference.fit import fit
+    from neurodiff.inference.laplace import Laplace
+    from neurodiff.inference.nuts import NUTS
+    from neurodiff.inference.svi import SVI
+    from neurodiff.perception import observers
+    from neurodiff.perception.stopping import Limited, Threshold
+
+
+def __getattr__(name: str) -> object:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'neurodiff' has no attribute {name!r}")
+    module, _, attribute = _WHERE[name].partition(":")
+    value = importlib.import_module(module)
+    return getattr(value, attribute) if attribute else value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+def _submodules(package: str) -> Callable[[str], object]:
+    """The ``__getattr__`` of a sub-package: its modules are imported when first named."""
+
+    def getattr_(name: str) -> object:
+        try:
+            return importlib.import_module(f"{package}.{name}")
+        except ModuleNotFoundError as error:
+            if error.name != f"{package}.{name}":
+                raise
+            raise AttributeError(f"module {package!r} has no attribute {name!r}") from None
+
+    return getattr_
