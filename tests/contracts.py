@@ -1,0 +1,201 @@
+"""Suites that every implementation of a concept inherits: closed forms against a generic route.
+
+A subclass names how to make one instance; what is specific to it (independent references, known
+values) stands in its own test file.
+"""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+from torch.func import functional_call, grad, jacrev, vmap
+
+INF = torch.inf
+EPS = torch.finfo(torch.float64).eps
+
+
+class LawContract:
+    """What a Law promises. Subclasses give ``make()``."""
+
+    smooth = True  # the density is continuous
+
+    def make(self):
+        raise NotImplementedError
+
+    def grid(self, n=41):
+        """Quantiles of the law: inside the support, off the knots."""
+        p = torch.linspace(0.013, 0.987, n)
+        return self.make()().icdf(p).detach()
+
+    def parameters(self, law):
+        return {name: value.detach() for name, value in law.named_parameters()}
+
+    def test_limits_are_exact(self):
+        law = self.make()()
+        ends = torch.tensor([-INF, INF])
+        assert law.cdf(ends).tolist() == [0.0, 1.0]
+        assert law.survival(ends).tolist() == [1.0, 0.0]
+        assert law.log_survival(ends)[1] < -30
+        assert bool((law.log_prob(ends) < -30).all())
+
+    def test_cdf_rises_and_complements_survival(self):
+        law, wide = self.make()(), torch.linspace(-60.0, 60.0, 1001)
+        assert bool((law.cdf(wide).diff() >= 0).all())
+        assert bool((law.survival(wide).diff() <= 0).all())
+        assert (law.cdf(wide) + law.survival(wide) - 1).abs().max() <= 4 * EPS
+
+    def test_log_survival_is_the_log(self):
+        law, logsnr = self.make()(), self.grid()
+        torch.testing.assert_close(
+            law.log_survival(logsnr), law.survival(logsnr).log(), rtol=1e-13, atol=1e-13
+        )
+
+    def test_quantiles_invert(self):
+        law = self.make()()
+
+        @given(p=st.floats(1e-6, 1 - 1e-6))
+        def check(p):
+            p = torch.tensor(p)
+            assert abs(law.cdf(law.icdf(p)) - p) <= 64 * EPS
+            assert abs(law.survival(law.isf(p)) - p) <= 64 * EPS
+
+        check()
+
+    def test_isf_reaches_the_far_tail(self):
+        law = self.make()()
+
+        @given(exponent=st.floats(-200.0, -6.0))
+        def check(exponent):
+            p = torch.tensor(10.0**exponent)
+            far = law.isf(p)
+            if law.survival(far) > 0:  # the last bits before the end of a bounded law
+                slope = (law.log_prob(far) - law.log_survival(far)).exp() * far.abs()
+                assert abs(law.survival(far) / p - 1) <= 64 * EPS * (1 + slope)
+
+        check()
+
+    def test_density_is_the_slope_of_both_tails(self):
+        law, logsnr = self.make()(), self.grid()
+        density = law.log_prob(logsnr).exp()
+        up = vmap(grad(law.cdf))(logsnr)
+        down = vmap(grad(law.survival))(logsnr)
+        torch.testing.assert_close(up, density, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(down, -density, rtol=1e-12, atol=1e-14)
+
+    def test_density_integrates_to_the_cdf(self):
+        law = self.make()()
+        low, high = law.icdf(torch.tensor(0.01)).item(), law.icdf(torch.tensor(0.99)).item()
+        n = 20001
+        fine = torch.linspace(low, high, n).detach()
+        area = torch.trapezoid(law.log_prob(fine).exp(), fine)
+        order = 2 if self.smooth else 1
+        tolerance = 10.0 * ((high - low) / n) ** order
+        assert abs(area - 0.98) <= tolerance
+
+    def test_samples_follow_the_cdf(self):
+        law = self.make()()
+        draws = law.sample((4000,))
+        statistic = stats.kstest(draws.numpy(), lambda v: law.cdf(torch.tensor(v)).detach().numpy())
+        assert statistic.pvalue > 1e-3
+
+    def test_gradients_reach_every_parameter(self):
+        for use in (
+            lambda d: d.cdf(self.grid(5) + 0.1).square().sum(),
+            lambda d: d.log_survival(self.grid(5)[1:] - 0.1).sum(),
+            lambda d: d.rsample((16,)).square().sum(),
+        ):
+            law = self.make()
+            use(law()).backward()
+            for name, value in law.named_parameters():
+                assert value.grad is not None, name
+                assert bool(value.grad.isfinite().all()), name
+                assert bool((value.grad != 0).any()), name
+
+    def test_rsample_moves_with_the_quantile(self):
+        law, p = self.make(), torch.tensor([0.2, 0.55, 0.9])
+        values = self.parameters(law)
+
+        def quantile(values):
+            return _call(law, values, "icdf", p)
+
+        name = next(iter(values))
+        step = 1e-5 * torch.randn_like(values[name])
+        moved = quantile({**values, name: values[name] + step})
+        back = quantile({**values, name: values[name] - step})
+        slope = jacrev(quantile)(values)[name].reshape(3, -1) @ step.reshape(-1)
+        torch.testing.assert_close((moved - back) / 2, slope, rtol=1e-4, atol=1e-9)
+
+    def test_second_derivatives_are_finite_even_at_the_ends(self):
+        law = self.make()
+        logsnr = torch.tensor([-INF, -300.0, -1.03, 0.07, 1.1, 300.0, INF])
+        for method in ("cdf", "survival"):
+            hessian = jacrev(jacrev(lambda v, m=method: _call(law, v, m, logsnr)))(
+                self.parameters(law)
+            )
+            for row in hessian.values():
+                assert all(bool(block.isfinite().all()) for block in row.values()), method
+
+    def test_parameters_broadcast_against_trials_and_samples(self):
+        law, logsnr = self.make(), self.grid(6)
+        values = self.parameters(law)
+        each = torch.stack([_call(law, values, "survival", x) for x in logsnr])
+        trial = {k: v.expand(6, *v.shape) for k, v in values.items()}
+        sample = {k: v.expand(3, 1, *v.shape) for k, v in values.items()}
+        torch.testing.assert_close(_call(law, trial, "survival", logsnr), each)
+        for method in ("survival", "cdf", "log_survival", "log_prob"):
+            out = _call(law, sample, method, logsnr)
+            assert out.shape == (3, 6), method
+            many = vmap(lambda v, m=method: _call(law, v, m, logsnr))(
+                {k: v.expand(3, *v.shape) for k, v in values.items()}
+            )
+            torch.testing.assert_close(many, out)
+        assert functional_call(law, sample, ()).rsample((2,)).shape[:2] == (2, 3)
+
+    def test_priors_and_supports_cover_the_parameters(self):
+        law = self.make()
+        own = dict(law.named_parameters(recurse=False))
+        assert set(law.constraints) == set(own) == set(law.priors)
+        for name, value in own.items():
+            assert bool(law.constraints[name].check(value.detach()).all())
+            assert bool(law.priors[name].log_prob(value.detach()).isfinite())
+            draw = law.priors[name].sample()
+            assert draw.shape == value.shape
+            assert bool(law.constraints[name].check(draw).all())
+
+    def test_state_survives_saving(self):
+        law = self.make()
+        other = self.make()
+        for value in other.parameters():
+            value.data.mul_(1.5)
+        other.load_state_dict(law.state_dict())
+        logsnr = self.grid(5)
+        assert bool((law().cdf(logsnr) == other().cdf(logsnr)).all())
+
+
+class ScipyLawContract(LawContract):
+    """A Law that scipy.stats knows too: ``oracle`` is its frozen distribution."""
+
+    oracle = None
+
+    def test_agrees_with_scipy(self):
+        law, logsnr = (
+            self.make()(),
+            torch.cat([self.grid(), torch.tensor([-20.0, -7.0, 6.0, 25.0])]),
+        )
+        x = logsnr.numpy()
+        for ours, theirs in (
+            (law.cdf(logsnr), self.oracle.cdf(x)),
+            (law.survival(logsnr), self.oracle.sf(x)),
+            (law.log_prob(logsnr).exp(), self.oracle.pdf(x)),
+        ):
+            torch.testing.assert_close(
+                ours.detach(), torch.as_tensor(theirs), rtol=1e-11, atol=1e-300
+            )
+        for moment, theirs in ((law.mean, self.oracle.mean()), (law.variance, self.oracle.var())):
+            torch.testing.assert_close(
+                moment.detach(), torch.tensor(float(theirs)), rtol=1e-12, atol=1e-12, equal_nan=True
+            )
+
+
+def _call(law, values, method, argument):
+    return getattr(functional_call(law, values, ()), method)(argument)
