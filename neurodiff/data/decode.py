@@ -1,0 +1,130 @@
+r"""From the original files of each data set to the agreed names, units and ``logsnr``.
+
+.. math:: \lambda = \log \frac{\alpha^2}{\sigma^2}
+          \quad \text{noise: } \log \frac{(0.3)^2 s^2}{w^2 / 3}
+          \quad \text{contrast, coherence: } 2 \log c + \text{const}
+          \quad \text{phase: } \log \frac{r^2}{1 - r^2}
+
+A decoder takes the files of one part (path in the card ↦ path here) and the card's attributes, and
+returns what was recorded; units, names and licence come from the card. Where a study gives no noise
+variance, ``logsnr`` is right up to a constant, which is the shift that every model fits.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from neurodiff.data.schema import DataError
+
+#: what a decoder takes: the files of a part, the part, and the attributes of the card
+Files: TypeAlias = dict[str, Path]
+Attrs: TypeAlias = dict[str, str | int | float]
+#: reference of sound pressure, whose square is the reference of power
+REFERENCE = 2e-5
+CATEGORIES = tuple(
+    "airplane bear bicycle bird boat bottle car cat chair clock dog elephant keyboard knife oven "
+    "truck".split()
+)
+#: variance of the pixels of a photograph at full contrast, and the contrast it is shown at
+PIXEL_VARIANCE, CONTRAST = 0.06, 0.3
+#: half-width of the noise ↦ logsnr where pixels are clipped to [0, 1]; narrower noise never is
+CLIPPED = {0.6: -3.37, 0.9: -4.54}
+
+
+def grasshopper(files: Files, part: str, attrs: Attrs) -> xr.Dataset:
+    """Spikes of an auditory receptor and the power of the tone's amplitude modulation.
+
+    ``power`` [sample] is V², averaged to 0.25 ms, at the time it was played; bin i of ``time``
+    covers samples [4i, 4i + 4). ``logsnr`` [time] is ln(mean power / (2e-5)²) over the bin's
+    samples a latency earlier; the first bins, which have none, repeat the first sample.
+    """
+    amplitude = _table(files[f"data/grasshopper_stimulus{part}.txt"], sep=r"\s+", header=None)
+    power = (amplitude[1].to_numpy() ** 2).reshape(-1, 5).mean(axis=1)
+    spikes = np.loadtxt(files[f"data/grasshopper_spike_times{part}.txt"])
+    n = len(power) // 4
+    count = np.bincount((spikes // 1000).astype(int), minlength=n)
+    if count.max() > 1 or len(count) > n:
+        raise DataError(f"grasshopper-receptor/{part}: two spikes in one 1 ms bin, or one too late")
+    latency = round(float(attrs["latency"]) * 4e3)
+    late = np.pad(power, (latency, 0), mode="edge")[: len(power)]
+    logsnr = np.log(late.reshape(-1, 4).mean(axis=1) / REFERENCE**2)
+    return xr.Dataset(
+        {
+            "count": ("time", count.astype(float)),
+            "logsnr": ("time", logsnr),
+            "power": ("sample", power),
+        },
+        coords={
+            "time": np.arange(n) / 1e3,
+            "sample": np.arange(len(power)) / 4e3,
+            "block": ("time", np.arange(n) // 500),
+        },
+    )
+
+
+def geirhos2018(files: Files, part: str, attrs: Attrs) -> xr.Dataset:
+    """Sixteen-way object recognition by people and networks in one of eleven degradations."""
+    frames = []
+    for path, file in files.items():
+        frame = _table(file, dtype=str, keep_default_na=False).rename(columns=str.lower)
+        frames.append(frame.assign(kind="network" if path.startswith("dnn/") else "human"))
+    frame = pd.concat(frames, ignore_index=True)
+    text = {name: frame[name].to_numpy(str) for name in frame}
+    index = pd.Series({name: i for i, name in enumerate(CATEGORIES)} | {"na": np.nan})
+    choice = index.loc[frame["object_response"]].to_numpy(float)
+    right = index.loc[frame["category"]].to_numpy(float)
+    stem = frame["imagename"].str.rsplit(".", n=1).str[0]
+    columns = {
+        "logsnr": None,
+        "choice": choice,
+        "correct": np.where(np.isnan(choice), np.nan, choice == right),
+        "rt": frame["rt"].replace({"NaN": "nan", "na": "nan"}).to_numpy(float),
+        "response": np.where(text["object_response"] == "na", "", text["object_response"]),
+        "category": text["category"],
+        "condition": text["condition"],
+        "image": stem.str.split("_").str[-2:].str.join("_").to_numpy(str),
+        "session": frame["session"].to_numpy(int),
+        "serial": frame["trial"].to_numpy(int),
+    } | _degradation(text["condition"], part)
+    return xr.Dataset(
+        {name: ("trial", values) for name, values in columns.items() if values is not None},
+        coords={"subject": ("trial", text["subj"]), "observer_kind": ("trial", text["kind"])},
+    )
+
+
+def _degradation(condition: np.ndarray, experiment: str) -> dict[str, np.ndarray]:
+    """Levels as numbers, and ``logsnr`` where the degradation has one number for it."""
+    if experiment in ("colour", "false-colour", "power-equalisation"):
+        return {}
+    if experiment == "eidolon":
+        reach, coherence, _ = np.array([c.split("-") for c in condition], float).T
+        return {"stimulus_level": reach, "eidolon_coherence": coherence / 10}
+    level = np.char.lstrip(condition, "c").astype(float)
+    found = {"stimulus_level": level}
+    with np.errstate(divide="ignore"):
+        if experiment == "noise":
+            nominal = np.log(3 * CONTRAST**2 * PIXEL_VARIANCE) - 2 * np.log(level)
+            clipped = pd.Series(level).map(CLIPPED).to_numpy(float)
+            found["logsnr"] = nominal
+            found["logsnr_clipped"] = np.where(np.isnan(clipped), nominal, clipped)
+        elif experiment in ("contrast", "contrast-png"):
+            found["logsnr"] = 2 * np.log(level / 100)
+        elif experiment == "phase-scrambling":
+            # numpy's sinc(1) is 4e-17, not 0
+            r2 = np.where(level == 180, 0.0, np.sinc(level / 180) ** 2)
+            found["logsnr"] = np.log(r2) - np.log1p(-r2)
+    return found
+
+
+def _table(path: Path, **options: object) -> pd.DataFrame:
+    return pd.read_csv(path, **options)  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+
+DECODERS: dict[str, Callable[[Files, str, Attrs], xr.Dataset]] = {
+    "grasshopper-receptor": grasshopper,
+    "geirhos2018-degraded-objects": geirhos2018,
+}
