@@ -210,7 +210,7 @@ def to_stopping(w: Weighting, logsnr_min: float | None = None) -> Law:
         )
     if rest > 0:
         raise ValueError(
-            f"weighting {w.name!r} is still {rest / top:.3g} of its height at logsnr = inf: with that "
-            "probability it never stops, so no stopping law exists; take a weighting that falls to 0"
+            f"weighting {w.name!r} is still {rest / top:.3g} of its height at logsnr = inf: with "
+            "that probability it never stops, so no stopping law exists; take one that falls to 0"
         )
     return w.exact_law(logsnr_min) or WeightingLaw(w, low)
