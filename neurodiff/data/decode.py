@@ -10,13 +10,15 @@ returns what was recorded; units, names and licence come from the card. Where a 
 variance, ``logsnr`` is right up to a constant, which is the shift that every model fits.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import numpy as np
 import pandas as pd
+import scipy.io
 import xarray as xr
+from numpy.typing import ArrayLike
 
 from neurodiff.data.schema import DataError
 
@@ -120,11 +122,154 @@ def _degradation(condition: np.ndarray, experiment: str) -> dict[str, np.ndarray
     return found
 
 
+def roitman_monkeys(files: Files, part: str, attrs: Attrs) -> xr.Dataset:
+    """Direction of random-dot motion by two monkeys, with reaction times."""
+    names = {"fix_dur": "fixation", "target_delay": "target_delay", "rew_delay": "reward_delay"}
+    return _motion({file: files[f"rs_{file}.mat"] for file in "bn"}, names)
+
+
+def palmer(files: Files, part: str, attrs: Attrs) -> xr.Dataset:
+    """Direction of random-dot motion by six people, with reaction times.
+
+    At coherence 0 the choices in the files were drawn at random by the depositor, so they are NaN.
+    """
+    data = _motion({path[4:6]: file for path, file in files.items()}, {})
+    return data.assign(choice=data["choice"].where(data["coherence"] != 0))
+
+
+def _motion(files: dict[str, Path], more: dict[str, str]) -> xr.Dataset:
+    """Files of one subject each: signed coherence, choice (1 right), reaction time."""
+    frame = _vectors(files)
+    # adding 0 makes -0 into 0
+    coherence, choice = frame["cohs"].to_numpy() + 0.0, frame["choice"].to_numpy()
+    with np.errstate(divide="ignore"):
+        logsnr = 2 * np.log(np.abs(coherence))
+    columns = {
+        "logsnr": logsnr,
+        "coherence": coherence,
+        "choice": choice,
+        "correct": np.where(coherence == 0, np.nan, choice == (coherence > 0)),
+        "rt": frame["rt"],
+    }
+    return _trials(columns | {new: frame[old] for old, new in more.items()}, frame["subject"])
+
+
+def drugowitsch(files: Files, part: str, attrs: Attrs) -> xr.Dataset:
+    """Heading from vision, from self-motion or from both, by seven people, with reaction times."""
+    frame = _vectors({path[9:10]: file for path, file in files.items()})
+    heading, choice = frame["oris"].to_numpy(), frame["choice"].to_numpy()
+    columns = {
+        "logsnr": 2 * np.log(np.abs(np.sin(np.deg2rad(heading)))),
+        "heading": heading,
+        "coherence": frame["cohs"],
+        "modality": np.array(["", "visual", "vestibular", "both"])[frame["mods"].astype(int)],
+        "choice": choice,
+        "correct": choice == (heading > 0),
+        "rt": frame["rt"],
+    }
+    return _trials(columns, frame["subject"])
+
+
+def adler(files: Files, part: str, attrs: Attrs) -> xr.Dataset:
+    """Category of an orientation and confidence, at six reliabilities or three cue validities."""
+    names = {
+        "Subj_idx": "subject",
+        "subject_name": "subject",
+        "Stimulus": "category",
+        "stim_category": "category",
+        "Response": "choice",
+        "resp_category": "choice",
+        "Confidence": "confidence",
+        "resp_confidence": "confidence",
+        "RT_decConf": "rt",
+        "resp_rt": "rt",
+        "resp_rtConf": "rt_confidence",
+        "Orientation": "orientation",
+        "stim_orientation": "orientation",
+        "stim_reliability": "contrast",
+        "stim_cue_validity": "cue_validity",
+        "Difficulty": "stimulus_level",
+        "Task": "task",
+        "session_start_time": "session",
+    }
+    (file,) = files.values()
+    frame = _table(file).rename(columns=names)
+    frame = frame[[name for name in frame if name in {"task", *names.values()}]]
+    for name in ("category", "choice"):
+        # coded 1, 2 or -1, 1
+        frame[name] = (frame[name] == frame[name].max()).astype(float)
+    frame["correct"] = (frame["choice"] == frame["category"]).astype(float)
+    if "contrast" in frame:
+        frame["logsnr"] = 2 * np.log(frame["contrast"])
+    return _trials({str(k): v for k, v in frame.items() if k != "subject"}, frame["subject"])
+
+
+def waskom(files: Files, part: str, attrs: Attrs) -> xr.Dataset:
+    """One to five samples of contrast, then a choice; the evidence in every sample is known.
+
+    ``pulse_llr`` [trial, pulse] is in nats (the file has base 10) and NaN after the last sample.
+    """
+    trials, pulses = _table(files["trial_data.csv"]), _table(files["pulse_data.csv"])
+    key = ["subject", "timing", "session", "run", "trial"]
+    row = trials.set_index(key).index.get_indexer(pulses.set_index(key).index)
+    wide = {}
+    for old, new in {
+        "pulse_llr": "pulse_llr",
+        "pulse_time": "pulse_time",
+        "gap_dur": "gap",
+    }.items():
+        wide[new] = np.full((len(trials), 5), np.nan)
+        wide[new][row, pulses["pulse"] - 1] = pulses[old]
+    wide["pulse_llr"] *= np.log(10)
+    columns = {
+        "logsnr": np.log(trials["pulse_count"]),
+        "target": trials["target"],
+        "choice": trials["response"],
+        "correct": trials["correct"],
+        "pulse_count": trials["pulse_count"],
+        "timing": trials["timing"],
+        "session": trials["session"],
+        "run": trials["run"],
+        "serial": trials["trial"],
+        "duration": trials["trial_dur"],
+        "wait": trials["wait_pre_stim"],
+    }
+    data = _trials(columns, trials["subject"])
+    return data.assign({name: (("trial", "pulse"), values) for name, values in wide.items()})
+
+
+def _vectors(files: dict[str, Path]) -> pd.DataFrame:
+    """MATLAB files of equally long vectors, one subject each, below one another."""
+    frames = []
+    for subject, file in files.items():
+        content = scipy.io.loadmat(file, squeeze_me=True)
+        # some are big-endian
+        vectors = {k: v.astype(float) for k, v in content.items() if not k.startswith("__")}
+        frames.append(pd.DataFrame(vectors).assign(subject=subject))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _trials(columns: Mapping[str, ArrayLike], subject: ArrayLike) -> xr.Dataset:
+    """Columns along trial; answers as floats, since NaN stands for a missing one; text as text."""
+    answers = ("choice", "correct", "confidence", "rt")
+    data = xr.Dataset(coords={"subject": ("trial", np.asarray(subject, dtype=str))})
+    for name, values in columns.items():
+        text = pd.api.types.is_string_dtype(values)
+        kind = str if text else float if name in answers else None
+        data[name] = ("trial", np.asarray(values, dtype=kind))
+    return data
+
+
 def _table(path: Path, **options: object) -> pd.DataFrame:
-    return pd.read_csv(path, **options)  # pyright: ignore[reportCallIssue, reportArgumentType]
+    return cast(pd.DataFrame, pd.read_csv(path, **options))  # pyright: ignore
 
 
 DECODERS: dict[str, Callable[[Files, str, Attrs], xr.Dataset]] = {
     "grasshopper-receptor": grasshopper,
     "geirhos2018-degraded-objects": geirhos2018,
+    "roitman2002-monkey-rdm": roitman_monkeys,
+    "palmer2005-human-rdm": palmer,
+    "drugowitsch2014-visual-vestibular": drugowitsch,
+    "adler2018-orientation-confidence": adler,
+    "waskom2018-contrast-pulses": waskom,
 }

@@ -49,14 +49,14 @@ class DataError(ValueError):
 
 
 def check(
-    data: xr.Dataset, source: str = "the data set", first_line: int | None = None
+    data: xr.Dataset, source: str = "the data set", lines: np.ndarray | None = None
 ) -> xr.Dataset:
     """Check a data set against this module's conventions.
 
     Args:
         data: the data set.
         source: the name under which problems are reported.
-        first_line: the line of the first row in the file, if the rows are lines of a text file.
+        lines: the line of each row, if the rows are lines of a text file.
 
     Returns:
         The same data, with ``units`` and ``long_name`` filled in for the known variables.
@@ -73,9 +73,10 @@ def check(
     known = [
         found
         for name in sorted(map(str, data.variables), key=_order)
-        for found in _variable_problems(data, name, first_line)
+        for found in _variable_problems(data, name, lines)
     ]
-    found = [*_shape_problems(data), *known, *_grid_problems(data), *_subject_problems(data)]
+    rest = [*_grid_problems(data), *_subject_problems(data, lines)]
+    found = [*_shape_problems(data), *known, *rest]
     if found:
         heading = f"{len(found)} problem{'s' if len(found) > 1 else ''} in {source}:"
         raise DataError("\n  - ".join([heading, *found]))
@@ -153,7 +154,7 @@ def _shape_problems(data: xr.Dataset) -> Iterator[str]:
             )
 
 
-def _variable_problems(data: xr.Dataset, name: str, first_line: int | None) -> Iterator[str]:
+def _variable_problems(data: xr.Dataset, name: str, lines: np.ndarray | None) -> Iterator[str]:
     logsnr = name == "logsnr" or name.startswith("logsnr_")
     if not logsnr and name not in STIMULUS | ANSWER:
         return
@@ -161,9 +162,12 @@ def _variable_problems(data: xr.Dataset, name: str, first_line: int | None) -> I
     if variable.size == 0:
         return
     if variable.dtype.kind not in "biuf":
+        bad = ~np.vectorize(_is_number)(variable.values)
+        bad = bad if bad.any() else np.ones(variable.shape, bool)
+        code = " from 0 to n_choices - 1" if name == "choice" else ""
         yield (
-            f"{name}: holds {variable.dtype} such as {variable.values.ravel()[0]!r}; wanted "
-            f"numbers: recode text{' as 0 to n_choices - 1' if name == 'choice' else ''}"
+            f"{name}: {str(variable.values[bad][0])!r} at {_where(variable, bad, lines)}; wanted a "
+            f"number{code}: recode text, and leave a missing answer empty or NaN"
         )
         return
     yield from _unit_problems(variable, name, logsnr)
@@ -171,13 +175,13 @@ def _variable_problems(data: xr.Dataset, name: str, first_line: int | None) -> I
     stimulus = logsnr or name in STIMULUS
     if stimulus and np.isnan(values).any():
         yield (
-            f"{name}: NaN at {_where(variable, np.isnan(values), first_line)}; a stimulus is never "
+            f"{name}: NaN at {_where(variable, np.isnan(values), lines)}; a stimulus is never "
             "missing: fill it in or drop the rows"
             + (" (no noise is inf, no signal is -inf)" if logsnr else "")
         )
     if not logsnr and name != "stimulus_level" and np.isinf(values).any():
         yield (
-            f"{name}: infinite at {_where(variable, np.isinf(values), first_line)}; wanted finite "
+            f"{name}: infinite at {_where(variable, np.isinf(values), lines)}; wanted finite "
             f"numbers{'' if stimulus else ', NaN for a missing answer'}"
         )
     if logsnr and variable.attrs.get("units") is None and _looks_like_db(values):
@@ -187,7 +191,15 @@ def _variable_problems(data: xr.Dataset, name: str, first_line: int | None) -> I
             "nats: name the column snr_db, or multiply by "
             f"ln(10)/10 = {NATS_PER_DB:.4f}; if it is nats, set its attribute units to 'nats'"
         )
-    yield from _answer_problems(data, variable, values, first_line)
+    yield from _answer_problems(data, variable, values, lines)
+
+
+def _is_number(value: object) -> bool:
+    try:
+        float(str(value) or "nan")
+    except ValueError:
+        return False
+    return True
 
 
 def _unit_problems(variable: xr.DataArray, name: str, logsnr: bool) -> Iterator[str]:
@@ -208,7 +220,7 @@ def _looks_like_db(values: np.ndarray) -> bool:
 
 
 def _answer_problems(
-    data: xr.Dataset, variable: xr.DataArray, values: np.ndarray, first_line: int | None
+    data: xr.Dataset, variable: xr.DataArray, values: np.ndarray, lines: np.ndarray | None
 ) -> Iterator[str]:
     name = str(variable.name)
     finite = np.isfinite(values)
@@ -220,35 +232,33 @@ def _answer_problems(
             )
         if (bad := finite & (values < 0)).any():
             yield (
-                f"rt: {values[bad][0]:g} at {_where(variable, bad, first_line)}; wanted seconds "
+                f"rt: {values[bad][0]:g} at {_where(variable, bad, lines)}; wanted seconds "
                 "from stimulus onset, NaN for a missing answer"
             )
     if name == "correct" and (bad := finite & (values != 0) & (values != 1)).any():
         yield (
-            f"correct: {values[bad][0]:g} at {_where(variable, bad, first_line)}; wanted 0, 1 or "
+            f"correct: {values[bad][0]:g} at {_where(variable, bad, lines)}; wanted 0, 1 or "
             "NaN (no answer)"
         )
     if name == "count" and (bad := finite & ((values < 0) | (values % 1 != 0))).any():
-        yield (
-            f"count: {values[bad][0]:g} at {_where(variable, bad, first_line)}; wanted 0, 1, 2, …"
-        )
+        yield (f"count: {values[bad][0]:g} at {_where(variable, bad, lines)}; wanted 0, 1, 2, …")
     if name == "choice":
         n = int(data.attrs.get("n_choices", 2))
         if (bad := finite & ((values < 0) | (values >= n) | (values % 1 != 0))).any():
             yield (
-                f"choice: {values[bad][0]:g} at {_where(variable, bad, first_line)}; wanted a "
+                f"choice: {values[bad][0]:g} at {_where(variable, bad, lines)}; wanted a "
                 f"whole number from 0 to {n - 1}, or NaN (no answer): recode it, or state a "
                 "larger set (n_choices)"
             )
 
 
-def _where(variable: xr.DataArray, bad: np.ndarray, first_line: int | None, most: int = 5) -> str:
+def _where(variable: xr.DataArray, bad: np.ndarray, lines: np.ndarray | None, most: int = 5) -> str:
     """The first few places, as lines of the file or as positions along the dimensions."""
     at = np.argwhere(bad)
     rest = f" and {len(at) - most} more" if len(at) > most else ""
-    if first_line is not None and variable.ndim == 1:
-        lines = ", ".join(str(i + first_line) for (i,) in at[:most])
-        return f"line{'s' if len(at) > 1 else ''} {lines}{rest}"
+    if lines is not None and variable.ndim == 1:
+        numbers = ", ".join(str(lines[i]) for (i,) in at[:most])
+        return f"line{'s' if len(at) > 1 else ''} {numbers}{rest}"
     names = "/".join(map(str, variable.dims))
     places = ", ".join("/".join(map(str, place)) for place in at[:most])
     return f"{names} {places}{rest} (from 0)"
@@ -276,7 +286,7 @@ def _grid_problems(data: xr.Dataset) -> Iterator[str]:
         )
 
 
-def _subject_problems(data: xr.Dataset) -> Iterator[str]:
+def _subject_problems(data: xr.Dataset, lines: np.ndarray | None) -> Iterator[str]:
     if "subject" not in data.variables:
         return
     subject = data["subject"]
@@ -284,5 +294,5 @@ def _subject_problems(data: xr.Dataset) -> Iterator[str]:
         yield "subject: is a variable; wanted a coordinate: data.set_coords('subject')"
     if subject.dtype.kind not in "OUT":
         yield f"subject: holds {subject.dtype}; wanted text: data['subject'].astype(str)"
-    elif (empty := np.isin(subject.values.astype(str), ["", "nan", "None"])).any():
-        yield f"subject: missing at {_where(subject, empty, None)}; wanted a name on every row"
+    elif (empty := np.isin(subject.values.astype(str), ["", "nan", "None", "n/a"])).any():
+        yield f"subject: missing at {_where(subject, empty, lines)}; wanted a name on every row"
