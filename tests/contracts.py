@@ -5,17 +5,18 @@ values) stands in its own test file.
 """
 
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from torch.func import functional_call, grad, jacrev, vmap
 
 INF = torch.inf
+QUICK = settings(max_examples=30, deadline=None)
 EPS = torch.finfo(torch.float64).eps
 
 
-class LawContract:
-    """What a Law promises. Subclasses give ``make()``."""
+class TailsContract:
+    """What any law's distribution promises, learnable or not. Subclasses give ``make()``."""
 
     smooth = True  # the density is continuous
 
@@ -26,9 +27,6 @@ class LawContract:
         """Quantiles of the law: inside the support, off the knots."""
         p = torch.linspace(0.013, 0.987, n)
         return self.make()().icdf(p).detach()
-
-    def parameters(self, law):
-        return {name: value.detach() for name, value in law.named_parameters()}
 
     def test_limits_are_exact(self):
         law = self.make()()
@@ -53,6 +51,7 @@ class LawContract:
     def test_quantiles_invert(self):
         law = self.make()()
 
+        @QUICK
         @given(p=st.floats(1e-6, 1 - 1e-6))
         def check(p):
             p = torch.tensor(p)
@@ -64,6 +63,7 @@ class LawContract:
     def test_isf_reaches_the_far_tail(self):
         law = self.make()()
 
+        @QUICK
         @given(exponent=st.floats(-200.0, -6.0))
         def check(exponent):
             p = torch.tensor(10.0**exponent)
@@ -97,6 +97,13 @@ class LawContract:
         draws = law.sample((4000,))
         statistic = stats.kstest(draws.numpy(), lambda v: law.cdf(torch.tensor(v)).detach().numpy())
         assert statistic.pvalue > 1e-3
+
+
+class LawContract(TailsContract):
+    """What a law with parameters promises."""
+
+    def parameters(self, law):
+        return {name: value.detach() for name, value in law.named_parameters()}
 
     def test_gradients_reach_every_parameter(self):
         for use in (
@@ -199,3 +206,51 @@ class ScipyLawContract(LawContract):
 
 def _call(law, values, method, argument):
     return getattr(functional_call(law, values, ()), method)(argument)
+
+
+class ScheduleContract:
+    """What a NoiseSchedule promises: ``make()``; ``inner`` are the t at which it is probed."""
+
+    inner = (1e-3, 1 - 1e-3)
+
+    def make(self):
+        raise NotImplementedError
+
+    def times(self, n=201):
+        return torch.linspace(*self.inner, n)
+
+    def test_falls_from_data_to_noise(self):
+        schedule, ends = self.make(), torch.tensor([0.0, 1.0])
+        logsnr = schedule.logsnr(torch.cat([ends[:1], self.times(), ends[1:]]))
+        assert bool((logsnr.diff() < 0).all())
+
+    def test_inverse(self):
+        schedule = self.make()
+        low, high = self.inner
+
+        @QUICK
+        @given(t=st.floats(low, high))
+        def check(t):
+            assert abs(schedule.t(schedule.logsnr(torch.tensor(t))) - t) <= 1e-12
+
+        check()
+        logsnr = schedule.logsnr(self.times())
+        assert (schedule.logsnr(schedule.t(logsnr)) - logsnr).abs().max() <= 1e-8
+
+    def test_slope_is_the_derivative(self):
+        schedule, t = self.make(), self.times()
+        slope = vmap(grad(schedule.logsnr))(t)
+        torch.testing.assert_close(schedule.dlogsnr_dt(t), slope, rtol=1e-8, atol=0.0)
+
+    def test_density_is_that_of_uniform_t(self):
+        schedule, t = self.make(), self.times()
+        logsnr = schedule.logsnr(t)
+        slope = vmap(grad(schedule.t))(logsnr)
+        torch.testing.assert_close(schedule.log_density(logsnr).exp(), -slope, rtol=1e-8, atol=0.0)
+
+    def test_scales_have_the_logsnr(self):
+        schedule, t = self.make(), self.times()
+        alpha, sigma = schedule.alpha_sigma(t)
+        torch.testing.assert_close(
+            2 * (alpha.log() - sigma.log()), schedule.logsnr(t), rtol=1e-11, atol=1e-11
+        )

@@ -31,6 +31,10 @@ from neurodiff.diffusion.law import LocationScale, Symmetric
 _SATURATED, _EXP_MAX = 40.0, 80.0  # where atan e^z reaches π/2; what float32 can exponentiate
 
 
+def _tail(p: Tensor) -> Tensor:
+    return torch.where(p < 0.5, p, 1 - p)  # torch.minimum has slope 0 at the tie
+
+
 class Logistic(Symmetric):
     r"""F(z) = 1/(1 + e^{−z}), p(z) = sech²(z/2)/4.
 
@@ -87,11 +91,7 @@ class Normal(Symmetric):
 
 
 class HyperbolicSecant(Symmetric):
-    r"""F(z) = (2/π) atan e^z, p(z) = sech(z)/π.
-
-    >>> HyperbolicSecant(0.0, 2.0)().isf(torch.tensor(0.5)).abs().item() < 1e-6
-    True
-    """
+    r"""F(z) = (2/π) atan e^z, p(z) = sech(z)/π."""
 
     _variance = math.pi**2 / 4
 
@@ -112,7 +112,7 @@ class HyperbolicSecant(Symmetric):
 
     @staticmethod
     def _icdf(p: Tensor) -> Tensor:
-        tail = torch.tan(0.5 * math.pi * torch.minimum(p, 1 - p)).log()
+        tail = torch.tan(0.5 * math.pi * _tail(p)).log()
         return torch.where(p < 0.5, tail, -tail)
 
 
@@ -137,7 +137,7 @@ class Laplace(Symmetric):
 
     @staticmethod
     def _icdf(p: Tensor) -> Tensor:
-        tail = (2 * torch.minimum(p, 1 - p)).log()
+        tail = (2 * _tail(p)).log()
         return torch.where(p < 0.5, tail, -tail)
 
 
@@ -161,7 +161,7 @@ class Cauchy(Symmetric):
 
     @staticmethod
     def _icdf(p: Tensor) -> Tensor:
-        tail = 1 / torch.tan(math.pi * torch.minimum(p, 1 - p))
+        tail = 1 / torch.tan(math.pi * _tail(p))
         return torch.where(p < 0.5, -tail, tail)
 
 
