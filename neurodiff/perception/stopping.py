@@ -1,0 +1,131 @@
+r"""The kinds of stopping: what a weighting says about a response.
+
+A monotone weighting is the survival function of a stopping law,
+:math:`w(\lambda) = P(\Lambda > \lambda)`. *Threshold*, kind (a), lets the response need the SNR Λ:
+
+.. math:: P(\text{respond} \mid \lambda) = F_\Lambda(\lambda) = 1 - w(\lambda)
+
+which is descriptive only: any monotone psychometric function or level-response curve is some 1 - w
+(the logistic law is exactly Naka-Rushton), so a good fit says nothing about diffusion. The stimulus
+fixes logsnr only up to a gauge,
+
+.. math:: \lambda_{true} = \kappa\,(\lambda_{stim} + \text{shift})
+
+A named weighting therefore carries ``shift``, and ``kappa`` in the free gauge; a law with ``loc``
+and ``scale`` carries these, and then κ = 1, shift = 0.
+"""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution, LogNormal, Normal, constraints
+
+from neurodiff.diffusion.weighting import SurvivalWeighting, Weighting, to_stopping
+from neurodiff.perception.frontend import Nominal
+
+
+class Gauge(Weighting):
+    r"""A named weighting on the scale of a stimulus: :math:`w(\kappa(\lambda + \text{shift}))`.
+
+    Args:
+        weighting: A monotone weighting, without parameters of its own to learn.
+        free: Whether κ is learned; else κ = 1, and the weighting's own scale is a hypothesis.
+        logsnr_min: Where a weighting that grows without bound is cut, in its own coordinate.
+
+    Raises:
+        ValueError: If the weighting has no stopping law; the message names where it rises.
+
+    >>> import neurodiff as nd
+    >>> Gauge(nd.weighting("sigmoid", bias=0.0))(torch.tensor(0.0)).detach()
+    tensor(0.5000)
+    """
+
+    monotone = True
+    constraints: ClassVar = {"shift": constraints.real, "kappa": constraints.positive}
+    priors: ClassVar = {"shift": Normal(0.0, 5.0), "kappa": LogNormal(0.0, 1.0)}
+
+    def __init__(
+        self, weighting: Weighting, free: bool = False, logsnr_min: float | None = None
+    ) -> None:
+        super().__init__()
+        self.law = to_stopping(weighting, logsnr_min=logsnr_min).requires_grad_(False)
+        self.name = weighting.name
+        self.shift = nn.Parameter(torch.tensor(0.0))
+        self.kappa = nn.Parameter(torch.tensor(1.0), requires_grad=free)
+
+    def stopped(self, logsnr: Tensor) -> Tensor:
+        """P(Λ ≤ logsnr), accurate where it is small."""
+        return self.law().cdf(self.kappa * (logsnr + self.shift))
+
+    def forward(self, logsnr: Tensor) -> Tensor:
+        """P(Λ > logsnr)."""
+        return self.law().survival(self.kappa * (logsnr + self.shift))
+
+
+def stopped(weighting: SurvivalWeighting | Gauge, logsnr: Tensor) -> Tensor:
+    """1 - w, from the law's own cdf: exact where few have stopped, and at ±inf.
+
+    >>> import neurodiff as nd
+    >>> w = nd.SurvivalWeighting(nd.laws.Logistic())
+    >>> stopped(w, torch.tensor([-torch.inf, 0.0, torch.inf])).detach()
+    tensor([0.0000, 0.5000, 1.0000])
+    """
+    # at ±inf a derivative would be inf·0 = NaN, so the law never sees them
+    finite = torch.isfinite(logsnr)
+    inside = torch.where(finite, logsnr, 0.0)
+    cdf = weighting.stopped(inside) if isinstance(weighting, Gauge) else weighting.law().cdf(inside)
+    return torch.where(finite, cdf, (logsnr > 0).to(cdf.dtype))
+
+
+class Threshold(nn.Module):
+    """Kind (a): the response needs the SNR at which denoising stops; drive = 1 - w(logsnr).
+
+    Args:
+        weighting: A :class:`~neurodiff.SurvivalWeighting` of a law to learn, or a named weighting,
+            which is given its gauge (κ = 1; wrap it in :class:`Gauge` for the free one).
+        observer: What turns the drive into responses: :class:`~neurodiff.observers.Choice` or
+            :class:`~neurodiff.observers.Counts`.
+        front_end: What turns the stimulus into logsnr; by default the logsnr of the data.
+
+    Raises:
+        ValueError: If the weighting has no stopping law.
+
+    >>> import neurodiff as nd
+    >>> model = Threshold(nd.SurvivalWeighting(nd.laws.Logistic()), nd.observers.Choice(choices=2))
+    >>> model({"logsnr": torch.tensor([-torch.inf])}).probs.detach()
+    tensor([0.5000])
+    """
+
+    def __init__(
+        self, weighting: Weighting, observer: nn.Module, front_end: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        known = isinstance(weighting, SurvivalWeighting | Gauge)
+        self.weighting = weighting if known else Gauge(weighting)
+        self.observer = observer
+        self.front_end = Nominal() if front_end is None else front_end
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        """The variables of the data that the model reads, besides the response."""
+        return tuple(dict.fromkeys([*self.front_end.requires, *self.observer.requires]))  # pyright: ignore
+
+    @property
+    def response(self) -> str:
+        """The variable that the model is a distribution of."""
+        return self.observer.response  # pyright: ignore
+
+    def centre(self, trials: dict[str, Tensor]) -> dict[str, Distribution]:
+        """Default priors of the law's place: Normal(middle of the tested logsnr, 5 nats)."""
+        tested = self.front_end(trials).detach()
+        middle = tested[torch.isfinite(tested)].median()
+        if isinstance(self.weighting, Gauge):
+            return {"weighting.shift": Normal(-middle, 5.0)}
+        if hasattr(self.weighting.law, "loc"):
+            return {"weighting.law.loc": Normal(middle, 5.0)}
+        return {}
+
+    def forward(self, trials: dict[str, Tensor]) -> Distribution:
+        """The distribution of the responses, batch shape (trial,)."""
+        return self.observer(stopped(self.weighting, self.front_end(trials)), trials)
