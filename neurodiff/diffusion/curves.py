@@ -249,7 +249,7 @@ class SigmoidCurve(Curve):
 
     def _t(self, logsnr: Tensor) -> Tensor:
         # sinh(width(1 − t))/sinh(width·t) = e^u, solved from the nearer end
-        u = (logsnr - self.offset).clamp(-80.0, 80.0)
+        u = logsnr - self.offset
         low = torch.where(u > 0, -u, u).exp()
         tanh = math.sinh(self.width) * low / (1 + math.cosh(self.width) * low)
         near = torch.atanh(tanh) / self.width
