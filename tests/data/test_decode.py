@@ -5,9 +5,9 @@ from functools import cache
 
 import numpy as np
 import pytest
-import xarray as xr
 
 from neurodiff.data import datasets, decode
+from neurodiff.data.read import read
 from neurodiff.data.schema import DataError, data_hash
 
 ALL = [
@@ -42,15 +42,15 @@ def humans(experiment):
 @pytest.mark.parametrize("name", ALL)
 def test_loaded(name, tmp_path):
     load(name)  # or skip; and the first call imports
-    start = time.perf_counter()
+    start = time.process_time()
     data = datasets.load(name)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
     assert all(data[variable].attrs["units"] for variable in data.variables)
     assert data.attrs["name"] == name
     assert data.attrs["licence"]
     assert data.attrs["data_hash"] == data_hash(data)
     data.to_netcdf(tmp_path / "data.nc", engine="h5netcdf")
-    again = xr.load_dataset(tmp_path / "data.nc", decode_times=False)
+    again = read(tmp_path / "data.nc")
     assert data_hash(again) == data.attrs["data_hash"]
     assert again.attrs == data.attrs
     for variable in data.variables:
