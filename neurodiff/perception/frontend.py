@@ -23,7 +23,7 @@ from typing import ClassVar
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.distributions import Normal, constraints
+from torch.distributions import Distribution, Normal, constraints
 from torch.nn.functional import softplus
 
 _REFERENCE = (2e-5) ** 2  # Pa² or V²: logsnr = ln(power / reference), 0 dB SPL
@@ -144,6 +144,10 @@ class InternalNoise(nn.Module):
         super().__init__()
         self.logsnr_int = nn.Parameter(torch.tensor(logsnr_int))
 
+    def centre(self, trials: dict[str, Tensor]) -> dict[str, Distribution]:
+        """Default prior: within reach of the tested logsnr, Normal(their middle, 3 nats)."""
+        return {"logsnr_int": Normal(middle(self, trials), 3.0)}
+
     def forward(self, trials: dict[str, Tensor]) -> Tensor:
         """The logsnr after both noises."""
         shown = trials["logsnr"]
@@ -152,3 +156,20 @@ class InternalNoise(nn.Module):
         inside = torch.where(finite, shown, 0.0)
         both = self.logsnr_int - softplus(self.logsnr_int - inside)
         return torch.where(finite, both, torch.where(shown > 0, self.logsnr_int, shown))
+
+
+def middle(front_end: nn.Module, trials: dict[str, Tensor]) -> Tensor:
+    """Median of the tested finite logsnr, before any loss inside the observer.
+
+    Raises:
+        ValueError: If no logsnr is finite.
+    """
+    inner = isinstance(front_end, InternalNoise)
+    tested = trials["logsnr"] if inner else front_end(trials).detach()
+    tested = tested[torch.isfinite(tested)]
+    if not len(tested):
+        raise ValueError(
+            "none of the tested logsnr is finite: wanted at least one level of noise "
+            "between no signal (-inf) and no noise (inf)"
+        )
+    return tested.median()

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, LogNormal, Normal, constraints
 
 from neurodiff.diffusion.weighting import SurvivalWeighting, Weighting, to_stopping
-from neurodiff.perception.frontend import Nominal
+from neurodiff.perception.frontend import Nominal, middle
 
 
 class Gauge(Weighting):
@@ -78,6 +78,19 @@ def stopped(weighting: SurvivalWeighting | Gauge, logsnr: Tensor) -> Tensor:
     return torch.where(finite, cdf, (logsnr > 0).to(cdf.dtype))
 
 
+def places(
+    weighting: Weighting, front_end: nn.Module, trials: dict[str, Tensor]
+) -> dict[str, Distribution]:
+    """Default priors of what has a place on logsnr: they follow the tested values."""
+    own = getattr(front_end, "centre", None)
+    found = {} if own is None else {f"front_end.{k}": v for k, v in own(trials).items()}
+    if isinstance(weighting, Gauge):
+        found["weighting.shift"] = Normal(-middle(front_end, trials), 5.0)
+    elif hasattr(getattr(weighting, "law", None), "loc"):
+        found["weighting.law.loc"] = Normal(middle(front_end, trials), 5.0)
+    return found
+
+
 class Threshold(nn.Module):
     """Kind (a): the response needs the SNR at which denoising stops; drive = 1 - w(logsnr).
 
@@ -118,13 +131,7 @@ class Threshold(nn.Module):
 
     def centre(self, trials: dict[str, Tensor]) -> dict[str, Distribution]:
         """Default priors of the law's place: Normal(middle of the tested logsnr, 5 nats)."""
-        tested = self.front_end(trials).detach()
-        middle = tested[torch.isfinite(tested)].median()
-        if isinstance(self.weighting, Gauge):
-            return {"weighting.shift": Normal(-middle, 5.0)}
-        if hasattr(self.weighting.law, "loc"):
-            return {"weighting.law.loc": Normal(middle, 5.0)}
-        return {}
+        return places(self.weighting, self.front_end, trials)
 
     def forward(self, trials: dict[str, Tensor]) -> Distribution:
         """The distribution of the responses, batch shape (trial,)."""
