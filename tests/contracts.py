@@ -4,6 +4,7 @@ A subclass names how to make one instance; what is specific to it (independent r
 values) stands in its own test file.
 """
 
+import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -254,3 +255,65 @@ class ScheduleContract:
         torch.testing.assert_close(
             2 * (alpha.log() - sigma.log()), schedule.logsnr(t), rtol=1e-11, atol=1e-11
         )
+
+
+class WeightingContract:
+    """What a Weighting promises: ``make()``; ``kinks`` are where it is not smooth."""
+
+    kinks = ()
+
+    def make(self):
+        raise NotImplementedError
+
+    def grid(self):
+        logsnr = torch.linspace(-11.983, 12.017, 481)
+        return logsnr[(logsnr[:, None] - torch.tensor(self.kinks)).abs().gt(1e-3).all(-1)]
+
+    def test_is_nonnegative_and_has_limits(self):
+        w = self.make()
+        assert bool((w(torch.linspace(-300.0, 300.0, 601)) >= 0).all())
+        assert not bool(w(torch.tensor([-INF, INF])).isnan().any())
+
+    def test_monotone_is_what_it_says(self):
+        w = self.make()
+        values = w(torch.linspace(-40.0, 40.0, 40001)).detach()
+        rise = values - values.cummin(0).values
+        rises = bool((rise > 1e-9 * values).any())
+        assert rises != w.monotone
+
+    def test_log_is_the_log(self):
+        w, logsnr = self.make(), self.grid()
+        some = w(logsnr) > 0
+        torch.testing.assert_close(w.log(logsnr)[some].exp(), w(logsnr)[some], rtol=1e-12, atol=0)
+
+    def test_stopping_density_is_minus_the_slope(self):
+        from neurodiff.diffusion.weighting import stopping_density
+
+        w, logsnr, h = self.make(), self.grid(), 1e-4
+        steps = [w(logsnr + k * h).detach() for k in (-2, -1, 1, 2)]
+        slope = (steps[0] - 8 * steps[1] + 8 * steps[2] - steps[3]) / (12 * h)
+        torch.testing.assert_close(
+            stopping_density(w, logsnr).detach(), -slope, rtol=1e-7, atol=1e-9
+        )
+
+    def test_maps_over_batches(self):
+        w, logsnr = self.make(), self.grid()[:20]
+        torch.testing.assert_close(vmap(w)(logsnr), w(logsnr))
+        assert w(logsnr.reshape(4, 5)).shape == (4, 5)
+        assert bool(vmap(grad(w))(logsnr).isfinite().all())
+
+    def test_loss_is_a_difference_of_stopping_losses(self):
+        """L_w = w(b)L(b) − w(a)L(a) − ∫ w′L for a unit Gaussian, m = S(λ), L = softplus(λ)/2."""
+        from neurodiff.diffusion.weighting import stopping_density
+
+        w = self.make()
+        edges = torch.tensor([-9.0, *sorted(self.kinks), 8.0])
+        node, weight = (torch.tensor(v) for v in np.polynomial.legendre.leggauss(120))
+        half = edges.diff()[:, None] / 2
+        logsnr = edges[:-1, None] + half * (1 + node)
+        information = torch.nn.functional.softplus(logsnr) / 2
+        loss = (half * weight * w(logsnr) * torch.sigmoid(logsnr) / 2).sum()
+        stopped = (half * weight * stopping_density(w, logsnr) * information).sum()
+        ends = torch.stack([edges[:-1] + 1e-12, edges[1:] - 1e-12])  # an atom is a step in w
+        low, high = w(ends) * torch.nn.functional.softplus(ends) / 2
+        torch.testing.assert_close(loss, (high - low).sum() + stopped, rtol=1e-9, atol=1e-10)

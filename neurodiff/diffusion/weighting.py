@@ -139,7 +139,7 @@ class WeightingLawDistribution(LawDistribution):
 
     def log_survival(self, logsnr: Tensor) -> Tensor:
         """Log P(Λ > λ)."""
-        return self.weighting.log(torch.maximum(logsnr, self.low)) - self.log_top
+        return self.weighting.log(logsnr.clamp(min=self.low)) - self.log_top
 
     def survival(self, logsnr: Tensor) -> Tensor:
         """P(Λ > λ)."""
