@@ -116,7 +116,7 @@ def information(
         raise ValueError(
             f"logsnr must be at least one value, finite and increasing, got {logsnr.tolist()}"
         )
-    nodes, weights, owner = _rule(logsnr)
+    nodes, weights, owner = _rule(logsnr.to(x))
     m = denoising_error(denoiser, x, nodes, cond=cond, pairs=pairs, generator=generator)
     empty = x.new_zeros(len(x), len(logsnr))
     value = empty.index_add(1, owner, 0.5 * weights * m.value).cumsum(1)
@@ -292,7 +292,7 @@ def _monte_carlo(
     many = torch.cat([x] * 2 * pairs)
     condition = None if cond is None else torch.cat([cond] * 2 * pairs)
     means, errors = [], []
-    for value in logsnr:  # one noise level at a time bounds the memory
+    for value in logsnr.to(x):  # one noise level at a time bounds the memory
         eps = torch.randn(
             (pairs * len(x), *x.shape[1:]), generator=generator, dtype=x.dtype, device=x.device
         )

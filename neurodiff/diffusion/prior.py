@@ -25,21 +25,25 @@ from neurodiff.diffusion.parameterization import like
 class Prior(Denoiser):
     """An exact denoiser, with the density of the noisy z that it belongs to.
 
-    An implementation gives ``posterior`` and ``sample`` and sets ``event``, the shape of one x.
+    An implementation gives ``_posterior`` and ``_draw`` and sets ``event``, the shape of one x.
     There is no condition: a class is a prior of its own.
     """
 
     event: torch.Size
 
     @abstractmethod
-    def posterior(self, z: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    def _posterior(self, z: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """E[x|z] and log p(z), for scales that are shaped to multiply z."""
 
     @abstractmethod
+    def _draw(self, count: int, generator: torch.Generator | None) -> Tensor:
+        """Independent draws of the clean x."""
+
     def sample(
         self, count: int, generator: torch.Generator | None = None
     ) -> Float[Tensor, "count *event"]:
         """Independent draws of the clean x."""
+        return self._draw(count, generator)
 
     def forward(
         self,
@@ -54,13 +58,13 @@ class Prior(Denoiser):
         """
         if cond is not None:
             raise ValueError(f"{type(self).__name__} has no condition; use one prior a class")
-        return self.posterior(z, *self._scales(z, logsnr))[0]
+        return self._posterior(z, *self._scales(z, logsnr))[0]
 
     def log_prob(
         self, z: Float[Tensor, "batch *event"], logsnr: Float[Tensor, "..."]
     ) -> Float[Tensor, " batch"]:
         """Log density of z in VP scaling, nats; at logsnr = ∞ that of x, where it has one."""
-        return self.posterior(z, *self._scales(z, logsnr))[1]
+        return self._posterior(z, *self._scales(z, logsnr))[1]
 
     def _scales(self, z: Tensor, logsnr: Tensor) -> tuple[Tensor, Tensor]:
         if z.shape[1:] != self.event:
@@ -132,8 +136,7 @@ class Gaussian(Prior):
         self.register_buffer("variance", variance)
         self.register_buffer("axes", axes)
 
-    def posterior(self, z: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """E[x|z] and log p(z)."""
+    def _posterior(self, z: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         scales = alpha.reshape(-1, 1), sigma.reshape(-1, 1)
         coordinate = (z - alpha * self.mean).reshape(len(z), -1)
         coordinate = coordinate if self.axes is None else coordinate @ self.axes
@@ -141,10 +144,7 @@ class Gaussian(Prior):
         shrunk = shrunk if self.axes is None else shrunk @ self.axes.mT
         return self.mean + shrunk.reshape(z.shape), log_prob.sum(-1)
 
-    def sample(
-        self, count: int, generator: torch.Generator | None = None
-    ) -> Float[Tensor, "count *event"]:
-        """Independent draws of x."""
+    def _draw(self, count: int, generator: torch.Generator | None) -> Tensor:
         coordinate = self.variance.sqrt() * _randn(
             (count, len(self.variance)), self.mean, generator
         )
@@ -181,15 +181,11 @@ class PowerLaw(Prior):
         spectrum = frequency**-exponent
         self.register_buffer("spectrum", variance * spectrum / spectrum.mean())
 
-    def posterior(self, z: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """E[x|z] and log p(z)."""
+    def _posterior(self, z: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         shrunk, log_prob = _shrink(self._hartley(z), self.spectrum, alpha, sigma)
         return self._hartley(shrunk), log_prob.flatten(1).sum(-1)
 
-    def sample(
-        self, count: int, generator: torch.Generator | None = None
-    ) -> Float[Tensor, "count *event"]:
-        """Independent draws of x."""
+    def _draw(self, count: int, generator: torch.Generator | None) -> Tensor:
         white = _randn((count, *self.event), self.spectrum, generator)
         return self._hartley(self.spectrum.sqrt() * white)
 
@@ -235,8 +231,7 @@ class GaussianMixture(Prior):
         self.register_buffer("variances", variances)
         self.register_buffer("axes", axes)
 
-    def posterior(self, z: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """E[x|z] and log p(z), the average of the components under their responsibilities."""
+    def _posterior(self, z: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         alpha, sigma = alpha[:, None], sigma[:, None]
         coordinate = self._rotate(z[:, None] - alpha * self.means, back=False)
         shrunk, log_prob = _shrink(coordinate, self.variances, alpha, sigma)
@@ -244,10 +239,7 @@ class GaussianMixture(Prior):
         each = self.means + self._rotate(shrunk, back=True)
         return (joint.softmax(-1)[..., None] * each).sum(1), joint.logsumexp(-1)
 
-    def sample(
-        self, count: int, generator: torch.Generator | None = None
-    ) -> Float[Tensor, "count *event"]:
-        """Independent draws of x."""
+    def _draw(self, count: int, generator: torch.Generator | None) -> Tensor:
         which = torch.multinomial(self.weights, count, replacement=True, generator=generator)
         white = _randn((count, *self.event), self.means, generator)
         coordinate = self.variances[which].sqrt() * white
@@ -277,17 +269,13 @@ class Binary(Prior):
         super().__init__()
         self.event = torch.Size(shape)
 
-    def posterior(self, z: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """E[x|z] and log p(z): the nearer of ±1, and what the other one adds."""
+    def _posterior(self, z: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         drift, variance = alpha * z / sigma.square(), sigma.square()
         nearest = -0.5 * ((z.abs() - alpha).square() / variance + (2 * math.pi * variance).log())
         log_prob = nearest + softplus(-2 * drift.abs()) - math.log(2)
         return drift.tanh(), log_prob.reshape(len(z), -1).sum(-1)
 
-    def sample(
-        self, count: int, generator: torch.Generator | None = None
-    ) -> Float[Tensor, "count *event"]:
-        """Independent draws of x."""
+    def _draw(self, count: int, generator: torch.Generator | None) -> Tensor:
         device = None if generator is None else generator.device
         return torch.randn((count, *self.event), generator=generator, device=device).sign()
 
@@ -315,8 +303,7 @@ class Empirical(Prior):
         self.event = data.shape[1:]
         self.register_buffer("data", data)
 
-    def posterior(self, z: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """E[x|z] and log p(z), by the distance to every example."""
+    def _posterior(self, z: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         examples, scaled = self.data.reshape(len(self.data), -1), (z / alpha).reshape(len(z), -1)
         # differences, not |a|² − 2ab + |b|²: the distances cancel where e^λ is large
         distance = torch.cdist(scaled, examples, compute_mode="donot_use_mm_for_euclid_dist")
@@ -326,14 +313,9 @@ class Empirical(Prior):
         mean = (joint.softmax(-1) @ examples).reshape(z.shape)
         return mean, joint.logsumexp(-1) - constant
 
-    def sample(
-        self, count: int, generator: torch.Generator | None = None
-    ) -> Float[Tensor, "count *event"]:
-        """Draws of x, with replacement."""
-        device = self.data.device
-        return self.data[
-            torch.randint(len(self.data), (count,), generator=generator, device=device)
-        ]
+    def _draw(self, count: int, generator: torch.Generator | None) -> Tensor:
+        many, device = len(self.data), self.data.device
+        return self.data[torch.randint(many, (count,), generator=generator, device=device)]
 
 
 def _randn(shape: Sequence[int], as_in: Tensor, generator: torch.Generator | None) -> Tensor:
