@@ -158,13 +158,40 @@ class InternalNoise(nn.Module):
         return torch.where(finite, both, torch.where(shown > 0, self.logsnr_int, shown))
 
 
+class Sensitivity(nn.Module):
+    r"""A logsnr that is known up to a constant, :math:`\lambda + \text{shift}`.
+
+    The threshold kind needs none: there the gauge belongs to the weighting. The limited kind does,
+    since the ideal observer's accuracy stands at a place of its own.
+
+    >>> Sensitivity()({"logsnr": torch.tensor([-torch.inf, 2.0])}).detach()
+    tensor([-inf, 2.])
+    """
+
+    requires = ("logsnr",)
+    constraints: ClassVar = {"shift": constraints.real}
+    priors: ClassVar = {"shift": Normal(0.0, 5.0)}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.tensor(0.0))
+
+    def centre(self, trials: dict[str, Tensor]) -> dict[str, Distribution]:
+        """Default prior: the middle of the tested logsnr is at 0, give or take 5 nats."""
+        return {"shift": Normal(-middle(self, trials), 5.0)}
+
+    def forward(self, trials: dict[str, Tensor]) -> Tensor:
+        """The logsnr of the trials, shifted."""
+        return trials["logsnr"] + self.shift
+
+
 def middle(front_end: nn.Module, trials: dict[str, Tensor]) -> Tensor:
     """Median of the tested finite logsnr, before any loss inside the observer.
 
     Raises:
         ValueError: If no logsnr is finite.
     """
-    inner = isinstance(front_end, InternalNoise)
+    inner = isinstance(front_end, InternalNoise | Sensitivity)
     tested = trials["logsnr"] if inner else front_end(trials).detach()
     tested = tested[torch.isfinite(tested)]
     if not len(tested):
