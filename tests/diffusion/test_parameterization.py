@@ -53,9 +53,12 @@ PATHS = {  # alpha, sigma, alpha', sigma' as functions of t
 def test_every_ordered_pair(x, eps, logsnr):
     alpha, sigma = vp(logsnr)
     z, known = scalar(alpha * x + sigma * eps), truth(x, eps, alpha, sigma)
+    unit = truth(1.0, 0.0, alpha, sigma), truth(0.0, 1.0, alpha, sigma)
     for source, target in ORDERED:
         got = convert(scalar(known[source]), source, target, z=z, logsnr=scalar(logsnr))
-        assert abs(got - known[target]) <= 1e-10 * max(1.0, abs(known[target]))
+        # relative to what unit x and eps make of it: a score is of the order 1 / sigma
+        size = max(abs(known[target]), *(abs(part[target]) for part in unit))
+        assert abs(got - known[target]) <= 1e-10 * size
 
 
 @given(x=numbers, eps=numbers, t=times, sd=st.floats(0.1, 4.0), path=st.sampled_from(list(PATHS)))
