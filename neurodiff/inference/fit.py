@@ -161,9 +161,10 @@ def modes_of(bound: Bound, starts: int, seed: int) -> Modes:
     """The best mode from several starts; starts whose density is not finite are dropped."""
     best = None
     for u in _perturbed(bound, starts, seed):
-        if not torch.isfinite(bound.posterior.log_prob(u[None])).all():
+        try:
+            found = find_modes(bound.posterior, u[None])
+        except ValueError:  # not finite there: another start may be
             continue
-        found = find_modes(bound.posterior, u[None])
         if best is None or found.log_prob[0] > best.log_prob[0]:
             best = found
     if best is None:
@@ -228,12 +229,12 @@ def fit(
     bound = join(model, data, priors, by, device=device)
     starts = method.starts if isinstance(method, Laplace) else 4
     modes = modes_of(bound, starts, seed)
-    u, stats = _explore(bound, modes, method, seed, executor)
+    u, stats = explore(bound, modes, method, seed, executor)
     wall = time.perf_counter() - began
     return build_tree(bound, data, u, stats, method, seed, device, wall)
 
 
-def _explore(
+def explore(
     bound: Bound, modes: Modes, method: Laplace | SVI | NUTS, seed: int, executor: Executor | None
 ) -> tuple[Tensor, dict]:
     """Draws (chain, draw, size) by the method, and its statistics."""
