@@ -171,24 +171,44 @@ class PiecewiseLinear(Law):
         return PiecewiseLinearDistribution(self.knots, self.logits)
 
 
+def _pick(table: Tensor, here: Tensor) -> Tensor:
+    """table[..., here] for one table (bin,), or one for each element of ``here``."""
+    if table.ndim == 1:
+        # not table[here], which reads a single index as a number and so cannot be vmapped
+        return table.index_select(0, here.reshape(-1)).reshape(here.shape)
+    shape = torch.broadcast_shapes(table.shape[:-1], here.shape)
+    table, here = table.expand(*shape, table.shape[-1]), here.expand(shape)
+    return table.take_along_dim(here[..., None], -1)[..., 0]
+
+
 class PiecewiseLinearDistribution(LawDistribution):
     """The distribution of a :class:`PiecewiseLinear` law."""
 
     def __init__(self, knots: Tensor, logits: Tensor) -> None:
+        self.knots = knots
         self.left, self.right = knots[:-1], knots[1:]
         self.log_mass = logits.log_softmax(-1)
         self.mass = self.log_mass.exp()
+        self.before = self.mass.cumsum(-1) - self.mass
+        self.after = self.mass.flip(-1).cumsum(-1).flip(-1) - self.mass
         super().__init__(logits.shape[:-1], logits)
+
+    def _bin(self, value: Tensor) -> Tensor:
+        return torch.bucketize(value.detach(), self.knots[1:-1], right=True)
 
     def cdf(self, value: Tensor) -> Tensor:
         """P(Λ ≤ λ)."""
-        part = (finite(value)[..., None] - self.left) / (self.right - self.left)
-        return (self.mass * part.clamp(0.0, 1.0)).sum(-1)
+        here = self._bin(value)
+        left, right = _pick(self.left, here), _pick(self.right, here)
+        part = ((finite(value) - left) / (right - left)).clamp(0.0, 1.0)
+        return _pick(self.before, here) + _pick(self.mass, here) * part
 
     def survival(self, logsnr: Tensor) -> Tensor:
         """P(Λ > λ), summed from the upper end."""
-        part = (self.right - finite(logsnr)[..., None]) / (self.right - self.left)
-        return (self.mass * part.clamp(0.0, 1.0)).sum(-1)
+        here = self._bin(logsnr)
+        left, right = _pick(self.left, here), _pick(self.right, here)
+        part = ((right - finite(logsnr)) / (right - left)).clamp(0.0, 1.0)
+        return _pick(self.after, here) + _pick(self.mass, here) * part
 
     def log_survival(self, logsnr: Tensor) -> Tensor:
         """Log P(Λ > λ); −inf from the last knot on."""
@@ -196,21 +216,19 @@ class PiecewiseLinearDistribution(LawDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density in 1/nat, a step function; −inf outside the knots."""
-        value = value[..., None]
-        inside = (value >= self.left) & (value < self.right)
-        density = self.log_mass - (self.right - self.left).log()
-        return torch.where(inside.any(-1), torch.where(inside, density, 0.0).sum(-1), -torch.inf)
+        here = self._bin(value)
+        density = _pick(self.log_mass, here) - _pick((self.right - self.left).log(), here)
+        inside = (value >= self.knots[0]) & (value <= self.knots[-1])
+        return torch.where(inside, density, -torch.inf)
 
     def icdf(self, value: Tensor) -> Tensor:
         """The quantile function: each bin adds its width times the part of its mass below p."""
-        before = self.mass.cumsum(-1) - self.mass
-        part = ((value[..., None] - before) / self.mass).clamp(0.0, 1.0)
+        part = ((value[..., None] - self.before) / self.mass).clamp(0.0, 1.0)
         return self.left[0] + ((self.right - self.left) * part).sum(-1)
 
     def isf(self, value: Tensor) -> Tensor:
         """The inverse survival function, summed from the upper end."""
-        after = self.mass.flip(-1).cumsum(-1).flip(-1) - self.mass
-        part = ((value[..., None] - after) / self.mass).clamp(0.0, 1.0)
+        part = ((value[..., None] - self.after) / self.mass).clamp(0.0, 1.0)
         return self.right[-1] - ((self.right - self.left) * part).sum(-1)
 
     @property
