@@ -99,8 +99,7 @@ class Tabulated(Ideal):
         ValueError: If the grid is not uniform, or the accuracy falls or lies outside [chance, 1].
     """
 
-    values: Tensor
-    slopes: Tensor
+    cells: Tensor
 
     def __init__(
         self,
@@ -125,34 +124,37 @@ class Tabulated(Ideal):
             slope = np.asarray(PchipInterpolator(logsnr, accuracy)(logsnr, 1))
         self.chance, self.best = float(chance), float(accuracy[-1])
         self.low, self.step = float(logsnr[0]), float(step.mean())
-        self.register_buffer("values", torch.as_tensor(accuracy, dtype=torch.float64))
-        self.register_buffer("slopes", torch.as_tensor(slope * self.step, dtype=torch.float64))
+        self.high = float(logsnr[-1])
+        # a row for each cell: values and slopes at its two ends
+        ends = np.stack([accuracy[:-1], accuracy[1:], slope[:-1] * step, slope[1:] * step], -1)
+        self.register_buffer("cells", torch.as_tensor(ends, dtype=torch.float64))
 
-    def _place(self, logsnr: Tensor) -> tuple[Tensor, Tensor]:
-        """The cell of each logsnr and the position in it, 0 to 1."""
-        last = len(self.values) - 1
+    def _place(self, logsnr: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The position of each logsnr in its cell, 0 to 1, and the row of the cell."""
+        last = len(self.cells)
         position = ((logsnr - self.low) / self.step).clamp(0.0, float(last))
         cell = position.detach().floor().clamp(max=float(last - 1))
-        return cell.long(), position - cell
+        # plain indexing by a scalar asks for its value, which vmap cannot give
+        rows = self.cells.index_select(0, cell.long().reshape(-1))
+        return position - cell, rows.reshape(*cell.shape, 4).unbind(-1)
+
+    def _below(self, logsnr: Tensor) -> Tensor:
+        """A − chance under the grid."""
+        fall = (0.5 * (logsnr - self.low).clamp(max=0.0)).exp()
+        return (self.cells[0, 0] - self.chance) * fall
 
     def forward(self, logsnr: Tensor) -> Tensor:
         """A, with a continuous first derivative inside the grid."""
-        j, t = self._place(logsnr)
-        inside = hermite(t, self.values[j], self.values[j + 1], self.slopes[j], self.slopes[j + 1])
-        below = (0.5 * (logsnr - self.low).clamp(max=0.0)).exp()
-        tail = self.chance + (self.values[0] - self.chance) * below
-        return torch.where(logsnr < self.low, tail, inside)
+        t, ends = self._place(logsnr)
+        return torch.where(logsnr < self.low, self.chance + self._below(logsnr), hermite(t, *ends))
 
     def slope(self, logsnr: Tensor) -> Tensor:
         """A′ of the interpolant."""
-        j, t = self._place(logsnr)
-        chord = self.values[j + 1] - self.values[j]
-        left, right = self.slopes[j], self.slopes[j + 1]
-        curve = 6 * t * (1 - t) * chord + (1 - t) * (1 - 3 * t) * left + t * (3 * t - 2) * right
-        below = (0.5 * (logsnr - self.low).clamp(max=0.0)).exp()
-        tail = 0.5 * (self.values[0] - self.chance) * below
-        inside = torch.where(logsnr > self.low + self.step * (len(self.values) - 1), 0.0, curve)
-        return torch.where(logsnr < self.low, tail, inside / self.step)
+        t, (low, high, left, right) = self._place(logsnr)
+        chord = 6 * t * (1 - t) * (high - low)
+        curve = chord + (1 - t) * (1 - 3 * t) * left + t * (3 * t - 2) * right
+        inside = torch.where(logsnr > self.high, 0.0, curve / self.step)
+        return torch.where(logsnr < self.low, 0.5 * self._below(logsnr), inside)
 
 
 def hermite(t: Tensor, left: Tensor, right: Tensor, start: Tensor, end: Tensor) -> Tensor:
@@ -228,8 +230,10 @@ def gaussians(
         inside0 = _between(centre, half, np.sqrt(v0))
         inside1 = _between(centre - gap, half, np.sqrt(v1))
         equal = ndtr(0.5 * abs(gap) / np.sqrt(v0))
-    # excess far below both variances: the crossing runs away and only the shift of means is left
-    accuracy = np.where(excess > 1e-7 * v0, 0.5 + 0.5 * (inside0 - inside1), equal)
+    # as the variances come together a crossing runs off and loses its digits; from where that costs
+    # more than forgetting the excess does, only the shift of means is left
+    crossing = (excess / v0) ** 2 > np.finfo(float).eps * abs(gap) / np.sqrt(v0)
+    accuracy = np.where(crossing, 0.5 + 0.5 * (inside0 - inside1), equal)
     return _smooth(accuracy, 0.5)
 
 

@@ -241,7 +241,9 @@ class Limited(nn.Module):
         cell = torch.bucketize(accuracy.detach(), self.edges[1:-1], right=True)
 
         def at(values: Tensor, index: Tensor) -> Tensor:
-            return values.gather(0, index[None])[0] if each else values[index]
+            if each:
+                return values.gather(0, index[None])[0]
+            return values.index_select(0, index.reshape(-1)).reshape(index.shape)
 
         t = (accuracy - self.edges[cell]) / width[cell]
         left, right = at(edge, cell) * width[cell], at(edge, cell + 1) * width[cell]
