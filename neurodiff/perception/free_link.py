@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from scipy.interpolate import BSpline, PPoly
 from torch import Tensor
-from torch.distributions import Distribution, LogNormal, Normal
+from torch.distributions import Distribution, Independent, LogNormal, Normal
 from torch.distributions import constraints as supports
 from torch.distributions.constraints import Constraint
 
@@ -110,7 +110,7 @@ class FreeLink(Law):
         z, step = torch.zeros_like(self.z.detach()), torch.zeros_like(self.smoothness.detach())
         return {
             "smoothness": LogNormal(step, 1.0, validate_args=False),
-            "z": Normal(z, 1.0, validate_args=False),
+            "z": Independent(Normal(z, 1.0, validate_args=False), 1, validate_args=False),
         }
 
     def forward(self) -> LawDistribution:
