@@ -150,12 +150,8 @@ class InternalNoise(nn.Module):
 
     def forward(self, trials: dict[str, Tensor]) -> Tensor:
         """The logsnr after both noises."""
-        shown = trials["logsnr"]
-        # at ±inf second derivatives would be inf·0 = NaN, so the sum of noises never sees them
-        finite = torch.isfinite(shown)
-        inside = torch.where(finite, shown, 0.0)
-        both = self.logsnr_int - softplus(self.logsnr_int - inside)
-        return torch.where(finite, both, torch.where(shown > 0, self.logsnr_int, shown))
+        # not logaddexp: at ±inf its second derivative is NaN
+        return self.logsnr_int - softplus(self.logsnr_int - trials["logsnr"])
 
 
 class Sensitivity(nn.Module):

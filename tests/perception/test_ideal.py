@@ -55,6 +55,17 @@ def test_slope_is_the_derivative(name):
     assert bool(jacrev(jacrev(lambda s: ideal(ENDS + s).sum()))(torch.tensor(0.0)).isfinite())
 
 
+def test_below_a_table_small_signals_are_seen_as_ever():
+    at = np.linspace(-2.0, 3.0, 101)
+    ideal = Tabulated(at, stats.norm.cdf(np.exp(at / 2)))
+    below = torch.tensor([-9.0, -4.0, -2.1])
+    torch.testing.assert_close(ideal.slope(below), vmap(grad(ideal))(below))
+    # Φ(d) − 1/2 is d/√2π but for a factor of 1 − d²/6
+    wanted = Binary()(below) - 0.5
+    assert bool(((ideal(below) - 0.5) / wanted - 1).abs().max() < np.exp(-2.0) / 6)
+    assert ideal.slope(torch.tensor(3.1)) == 0.0
+
+
 def test_binary_is_the_fixed_stop_accuracy():
     want = stats.norm.cdf(np.exp(GRID / 2))
     np.testing.assert_allclose(Binary()(torch.as_tensor(GRID)).numpy(), want, rtol=1e-13)
