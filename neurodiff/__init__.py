@@ -1,8 +1,8 @@
 """neurodiff: at which signal-to-noise ratio does this observer, animal or neuron stop denoising?
 
-A diffusion model's loss weights noise levels by w(logsnr). Where w falls with logsnr it is the survival
-function of a stopping law, w(λ) = P(Λ > λ), so a weighting is a hypothesis about perception. Everything
-here is imported when it is first used: ``import neurodiff`` itself loads nothing.
+A diffusion model's loss weights noise levels by w(logsnr). Where w falls with logsnr it is the
+survival function of a stopping law, w(λ) = P(Λ > λ), so a weighting is a hypothesis about
+perception. Everything here is imported when it is first used: ``import neurodiff`` loads nothing.
 """
 
 import importlib
@@ -42,19 +42,42 @@ _WHERE = {
 __all__ = ["__version__", *_WHERE]  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:
-    from neurodiff import data, diffusion, inference, perception, plot, report
-    from neurodiff.data.datasets import load
-    from neurodiff.data.read import read
-    from neurodiff.diffusion import laws
-    from neurodiff.diffusion.schedule import schedule
-    from neurodiff.diffusion.weighting import SurvivalWeighting, weighting
-    from neurodiff.inference.compare import compare
-    from neurodiff.inference.fit import fit
-    from neurodiff.inference.laplace import Laplace
-    from neurodiff.inference.nuts import NUTS
-    from neurodiff.inference.svi import SVI
-    from neurodiff.perception import observers
-    from neurodiff.perception.stopping import Limited, Threshold
+    from neurodiff import (
+        data as data,
+    )
+    from neurodiff import (
+        diffusion as diffusion,
+    )
+    from neurodiff import (
+        inference as inference,
+    )
+    from neurodiff import (
+        perception as perception,
+    )
+    from neurodiff import (
+        plot as plot,
+    )
+    from neurodiff import (
+        report as report,
+    )
+    from neurodiff.data.datasets import load as load
+    from neurodiff.data.read import read as read
+    from neurodiff.diffusion import laws as laws
+    from neurodiff.diffusion.schedule import schedule as schedule
+    from neurodiff.diffusion.weighting import (
+        SurvivalWeighting as SurvivalWeighting,
+    )
+    from neurodiff.diffusion.weighting import (
+        weighting as weighting,
+    )
+    from neurodiff.inference.compare import compare as compare
+    from neurodiff.inference.fit import fit as fit
+    from neurodiff.inference.laplace import Laplace as Laplace
+    from neurodiff.inference.nuts import NUTS as NUTS
+    from neurodiff.inference.svi import SVI as SVI
+    from neurodiff.perception import observers as observers
+    from neurodiff.perception.stopping import Limited as Limited
+    from neurodiff.perception.stopping import Threshold as Threshold
 
 
 def __getattr__(name: str) -> object:

@@ -1,4 +1,7 @@
-"""The mathematics of diffusion: schedules, laws on logsnr, weightings, losses, likelihoods. Torch only."""
+"""The mathematics of diffusion: laws on logsnr, schedules, weightings, losses, likelihoods.
+
+Torch only.
+"""
 
 from neurodiff import _submodules
 
