@@ -1,0 +1,196 @@
+"""Figures: every function takes (data, ax=None) and returns the Axes; none fits, none shows.
+
+Bands are the central 50 % and 90 % of the posterior. Curves are grey where the data say nothing:
+where a flexible law's contraction, 1 - posterior sd / prior sd, is below 0.1. Named weightings are
+drawn at κ = 1, shifted to meet the fit at half-height. Colours are those of Okabe and Ito, and no
+figure rests on colour alone. :func:`behind` gives the numbers that a figure shows.
+"""
+
+from pathlib import Path
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from matplotlib import pyplot as plt
+from matplotlib import rcParams, style
+from matplotlib.axes import Axes
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+from neurodiff import panels, summary
+from neurodiff.panels import BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY
+
+STYLE = Path(__file__).with_name("neurodiff.mplstyle")
+WIDTH = 3.4  # inches: one column
+_behind: WeakKeyDictionary[Axes, pd.DataFrame] = WeakKeyDictionary()
+
+
+def behind(ax: Axes) -> pd.DataFrame:
+    """The numbers that a figure of this module shows, one row a point.
+
+    Raises:
+        ValueError: If the axes were not drawn by this module.
+    """
+    if ax not in _behind:
+        raise ValueError(
+            "no numbers are known behind these axes: pass what neurodiff.plot returned"
+        )
+    return _behind[ax]
+
+
+@style.context(STYLE)
+def weighting(fit: xr.DataTree, zoo: bool = True, ax: Axes | None = None) -> Axes:
+    """The posterior of w over logsnr, the named weightings, and beneath where the data speak.
+
+    Named weightings without a stopping law, and those whose shape depends on where they are cut,
+    are left out. Hierarchical fits show a thin line for each group and the mean of the groups.
+
+    Args:
+        fit: A fit of a model with a weighting.
+        zoo: Whether the named weightings are drawn.
+        ax: Where to draw; by default a new figure one column wide.
+
+    Raises:
+        ValueError: If the fit has no weighting.
+    """
+    ax = _axes(ax, 3.1)
+    numbers = panels.curve(ax, fit, "weighting")
+    if zoo:
+        numbers = pd.concat([numbers, panels.zoo(ax, numbers)], ignore_index=True)
+    ax.set(ylim=(-0.03, 1.06), ylabel="w: P(still denoising)")
+    panels.legend_above(ax, 3)
+    return _done(ax, numbers)
+
+
+@style.context(STYLE)
+def stopping_density(fit: xr.DataTree, ax: Axes | None = None) -> Axes:
+    """The posterior of the stopping density -w′, per nat of logsnr.
+
+    Raises:
+        ValueError: If the fit has no weighting.
+    """
+    ax = _axes(ax, 2.5)
+    numbers = panels.curve(ax, fit, "stopping_density")
+    shown = numbers["q95"].where(numbers["kind"] == "fit", numbers["median"])
+    top = shown.max()
+    ax.set(ylim=(0, 1.05 * top), ylabel="stopping density −w′ (1/nat)")
+    panels.legend_above(ax, 3)
+    return _done(ax, numbers)
+
+
+@style.context(STYLE)
+def response(fit: xr.DataTree, data: xr.Dataset, ax: Axes | None = None) -> Axes:
+    """What was answered at each logsnr, with the band that the fit predicts for those very trials.
+
+    Choices: proportion correct with its Wilson 90 % interval. Counts: rate with its standard error
+    over blocks where the data have them. A logsnr of ±∞ stands apart. Where the fit keeps the
+    logsnr of its front end (group ``constant_data``), that is the abscissa. Hierarchical fits show
+    each group by a thin line and small points.
+
+    Raises:
+        ValueError: If the data are not those of the fit.
+    """
+    ax = _axes(ax, 2.5)
+    name, observed, predicted, logsnr, answered = summary.responses(fit, data)
+    counts = name == "count"
+    block = summary.units(data, name)[answered] if counts else None
+    numbers = summary.by_level(observed, predicted, logsnr, block).assign(group="")
+    ends = panels.ends_of(numbers["logsnr"].to_numpy())
+    for label, mine in summary.grouped(fit, data):
+        own = mine[answered]
+        part = summary.by_level(observed[own], predicted[:, own], logsnr[own], None)
+        at = part["logsnr"].replace(ends)
+        ax.plot(at, part["median"], color=SKY, lw=0.6, zorder=1)
+        ax.plot(at, part["observed"], ".", color=SKY, ms=3, zorder=1)
+        numbers = pd.concat([numbers, part.assign(group=label)], ignore_index=True)
+    if counts:
+        values = ["observed", "low", "high", *summary.QUANTILES]
+        numbers[values] /= panels.bin_width(data)
+    panels.predicted_and_observed(ax, summary.rows(numbers, group=""), ends, counts)
+    panels.label_response(ax, fit, numbers, ends, counts)
+    return _done(ax, numbers)
+
+
+@style.context(STYLE)
+def comparison(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Held-out elpd of each hypothesis less that of the best, ± its paired standard error.
+
+    Filled points are behind, open ones not distinguished from the best; diamonds are controls. The
+    axis is linear within ±4 nats, where no difference is claimed, and logarithmic beyond.
+
+    Args:
+        table: What :func:`neurodiff.compare` returns.
+        ax: Where to draw; by default a new figure as high as the table asks.
+
+    Raises:
+        ValueError: If the table is empty or lacks columns.
+    """
+    rows = summary.compared(table)
+    ends = list(dict.fromkeys(rows["front_end"]))
+    ax = _axes(ax, 0.8 + (0.13 + 0.04 * len(ends)) * len(set(rows["row"])))
+    ax.axvspan(-summary.TIE, summary.TIE, color="black", alpha=0.08, lw=0)
+    ax.axvline(0, color="black", lw=0.6)
+    spread = 0.22 * (np.arange(len(ends)) - (len(ends) - 1) / 2)
+    for i, end in enumerate(ends):
+        colour = [BLUE, RED, GREEN, ORANGE, PINK][i % 5]
+        for row in summary.rows(rows, front_end=end).to_dict("records"):
+            face = colour if row["behind"] else "white"
+            marker = "D" if row["kind"] == "control" else "o"
+            ax.errorbar(row["elpd_diff"], row["row"] + spread[i], xerr=row["dse"], fmt=marker,
+                        ms=3, lw=0.8, color=colour, mfc=face, mew=0.8)  # fmt: skip
+        ax.plot([], [], "o", color=colour, ms=3, label=f"front end {end}")
+    panels.label_comparison(ax, rows)
+    return _done(ax, rows.drop(columns=["row", "control"]))
+
+
+@style.context(STYLE)
+def calibration(ranks: xr.Dataset, ax: Axes | None = None) -> Axes:
+    """Ranks of true parameters among posterior draws, as ECDF less uniform, with its envelope.
+
+    Under a calibrated posterior a rank is uniform on 0, …, draws. The grey envelope holds all
+    points of all curves at once with probability 95 % (5 % are shared between the parameters).
+
+    Args:
+        ranks: What calibration leaves: ``ranks`` (set, component), integers 0, …, draws, with the
+            number of draws in ``attrs["draws"]``.
+        ax: Where to draw; by default a new figure one column wide.
+
+    Raises:
+        ValueError: If ``ranks`` or ``draws`` is missing, or a rank is outside 0, …, draws.
+    """
+    draws = summary.checked_draws(ranks)
+    ax = _axes(ax, 2.3)
+    at = np.unique(np.linspace(0, draws - 1, min(draws, 100)).astype(int))
+    uniform, sets = (at + 1) / (draws + 1), ranks.sizes["set"]
+    low, high = summary.envelope(sets, draws, at, 0.05 / ranks.sizes["component"])
+    ax.fill_between(uniform, low - uniform, high - uniform, color=GREY, alpha=0.3, lw=0,
+                    label="95 % envelope")  # fmt: skip
+    numbers = []
+    for i, name in enumerate(ranks["component"].values):
+        ecdf = (ranks["ranks"].values[:, i, None] <= at).mean(0)
+        dashes = ["-", "--", ":"][i // 7 % 3]  # the palette has seven colours
+        ax.plot(uniform, ecdf - uniform, ls=dashes, drawstyle="steps-mid", label=name)
+        columns = {"component": name, "uniform": uniform, "ecdf": ecdf, "low": low, "high": high}
+        numbers.append(pd.DataFrame(columns))
+    ax.axhline(0, color="black", lw=0.6)
+    limit = 1.1 * max(np.abs(line.get_ydata()).max() for line in ax.lines)
+    limit = max(limit, 1.1 * (high - uniform).max())
+    ax.set(xlim=(0, 1), ylim=(-limit, limit), xlabel="rank / draws")
+    ax.set_ylabel(f"ECDF − uniform, {sets} data sets")
+    panels.legend_above(ax, 3)
+    return _done(ax, pd.concat(numbers, ignore_index=True))
+
+
+def _axes(ax: Axes | None, height: float) -> Axes:
+    if ax is not None:
+        return ax
+    room = ConstrainedLayoutEngine(h_pad=0.06, w_pad=0.05)
+    return plt.subplots(figsize=(WIDTH, height), layout=room)[1]
+
+
+def _done(ax: Axes, numbers: pd.DataFrame) -> Axes:
+    # ticks are made when a figure is drawn, by then outside this style: fix their look now
+    for own in (ax, *ax.child_axes):
+        own.tick_params(labelsize=rcParams["font.size"], width=rcParams["axes.linewidth"])
+    _behind[ax] = numbers
+    return ax
