@@ -96,13 +96,13 @@ def zoo(ax: Axes, numbers: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(drawn, ignore_index=True)
 
 
-def bin_width(data: xr.Dataset) -> float:
-    """Seconds."""
+def bin_width(data: xr.Dataset) -> float | None:
+    """Seconds, or None where the data do not say."""
     if "bin_width" in data.attrs:
         return float(data.attrs["bin_width"])
     if "time" in data.coords:
         return float(np.median(np.diff(data["time"].values)))
-    raise ValueError("the width of a bin is unknown: wanted attrs['bin_width'] or time, in seconds")
+    return None
 
 
 def ends_of(levels: np.ndarray) -> dict[float, float]:
@@ -114,7 +114,7 @@ def ends_of(levels: np.ndarray) -> dict[float, float]:
 
 
 def predicted_and_observed(
-    ax: Axes, numbers: pd.DataFrame, ends: dict[float, float], counts: bool
+    ax: Axes, numbers: pd.DataFrame, ends: dict[float, float], interval: str
 ) -> None:
     """Predictive bands, joined over the finite levels and boxes at infinite ones, and points."""
     levels = np.asarray(numbers["logsnr"])
@@ -129,9 +129,8 @@ def predicted_and_observed(
         ax.plot(x, part["median"], color=BLUE)
     ax.plot([], [], color=BLUE, label="predicted, 50 and 90 %")
     error = [numbers["observed"] - numbers["low"], numbers["high"] - numbers["observed"]]
-    label = "observed ± SE" if counts else "observed, 90 % interval"
     ax.errorbar(numbers["logsnr"].replace(ends), numbers["observed"], error, fmt="o", ms=2.2,
-                color="black", lw=0.8, label=label)  # fmt: skip
+                color="black", lw=0.8, label=f"observed, {interval}")  # fmt: skip
 
 
 def label_response(
@@ -140,7 +139,7 @@ def label_response(
     """Axes, chance, the number of trials, the break before ±∞, and the legend."""
     whole = summary.rows(numbers, group="")
     levels = np.asarray(whole["logsnr"])
-    ax.set(xlabel=LOGSNR, ylabel="rate (spikes/s)" if counts else "proportion correct")
+    ax.set_xlabel(LOGSNR)
     ax.set_ylim(0, None if counts else 1.02)
     guess = json.loads(fit.attrs.get("fixed", "{}")).get("observer.guess")
     if guess is not None:

@@ -83,9 +83,9 @@ def response(fit: xr.DataTree, data: xr.Dataset, ax: Axes | None = None) -> Axes
     """What was answered at each logsnr, with the band that the fit predicts for those very trials.
 
     Choices: proportion correct with its Wilson 90 % interval. Counts: rate with its standard error
-    over blocks where the data have them. A logsnr of ±∞ stands apart. Where the fit keeps the
-    logsnr of its front end (group ``constant_data``), that is the abscissa. Hierarchical fits show
-    each group by a thin line and small points.
+    over blocks, or over bins where the data have no blocks. A logsnr of ±∞ stands apart. Where the
+    fit keeps the logsnr of its front end (group ``constant_data``), that is the abscissa.
+    Hierarchical fits show each group by a thin line and small points.
 
     Raises:
         ValueError: If the data are not those of the fit.
@@ -103,11 +103,15 @@ def response(fit: xr.DataTree, data: xr.Dataset, ax: Axes | None = None) -> Axes
         ax.plot(at, part["median"], color=SKY, lw=0.6, zorder=1)
         ax.plot(at, part["observed"], ".", color=SKY, ms=3, zorder=1)
         numbers = pd.concat([numbers, part.assign(group=label)], ignore_index=True)
+    interval, unit = "90 % interval", "proportion correct"
     if counts:
-        values = ["observed", "low", "high", *summary.QUANTILES]
-        numbers[values] /= panels.bin_width(data)
-    panels.predicted_and_observed(ax, summary.rows(numbers, group=""), ends, counts)
+        interval = "± SE over blocks" if "block" in data.coords else "± SE over bins"
+        width = panels.bin_width(data)
+        unit = "spikes per bin" if width is None else "rate (spikes/s)"
+        numbers[["observed", "low", "high", *summary.QUANTILES]] /= width or 1.0
+    panels.predicted_and_observed(ax, summary.rows(numbers, group=""), ends, interval)
     panels.label_response(ax, fit, numbers, ends, counts)
+    ax.set_ylabel(unit)
     return _done(ax, numbers)
 
 

@@ -278,7 +278,10 @@ def test_rates_are_in_spikes_per_second():
     loud = data["count"].values[data["logsnr"].values == 3.0].mean()
     assert numbers.iloc[1]["observed"] == pytest.approx(loud / 2e-3)
     assert ax.get_ylabel() == "rate (spikes/s)"
-    assert "spikes" not in plot.response(*choices_fit()).get_ylabel()
+    ax = plot.response(fit, data.drop_vars(["time", "block"]))  # whose width is unknown
+    assert plot.behind(ax).iloc[1]["observed"] == pytest.approx(loud)
+    assert ax.get_ylabel() == "spikes per bin"
+    assert plot.response(*choices_fit()).get_ylabel() == "proportion correct"
 
 
 def test_logsnr_of_the_front_end_comes_first():
@@ -337,6 +340,8 @@ def test_calibration_shows_each_component_less_uniform():
     np.testing.assert_allclose(
         numbers["ecdf"], np.where(numbers["component"] == "a", numbers["uniform"], 1.0)
     )
+    low, _ = summary.envelope(300, 99, np.arange(99), 0.05 / 2)  # 5 % shared by two components
+    np.testing.assert_array_equal(summary.rows(numbers, component="a")["low"], low)
 
 
 # errors
@@ -369,12 +374,6 @@ def test_calibration_shows_each_component_less_uniform():
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
-
-
-def test_width_of_a_bin_must_be_known():
-    fit, data = counts_fit()
-    with pytest.raises(ValueError, match="width of a bin"):
-        plot.response(fit, data.drop_vars("time"))
 
 
 def test_plotting_needs_no_pyro():
