@@ -4,14 +4,12 @@ r"""Many short Hamiltonian chains at once, for the posteriors that a mode does n
     z' = z + \epsilon\, p_{1/2}, \quad p_{1/2} = p + \tfrac{\epsilon}{2} \nabla_z \log p(u), \ldots
 
 Every problem of a batch (fold, subject, data set) runs a hundred chains side by side under one
-``vmap``: where a design has
-few distinct rows a leapfrog step of all of them costs hardly more than one. Chains start at
-overdispersed t₇ draws, the
-step size of each problem is adapted while warming up, trajectories are jittered, and R-hat over
-chains says whether
-they have met.
+``vmap``: where a design has few distinct rows a leapfrog step of all of them costs hardly more than
+one. Chains start at overdispersed t₇ draws, the step size of each problem is adapted while warming
+up, trajectories are jittered, and R-hat over chains says whether they have met.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -70,7 +68,7 @@ class _Walk:
         return log_p.detach().masked_fill(bad, -torch.inf), slope.masked_fill(bad[..., None], 0.0)
 
     def remetric(self) -> None:
-        """Take the covariance of where the chains now are as the metric: the mode's own may mislead."""
+        """Take the chains' own covariance as the metric: that of the mode may mislead."""
         u = self.positions(self.z)
         mean = u.mean(1, keepdim=True)
         covariance = (u - mean).mT @ (u - mean) / (u.shape[1] - 1)
@@ -84,7 +82,7 @@ class _Walk:
     def step(self, epsilon: Tensor, leaps: int, generator: torch.Generator) -> Tensor:
         """One trajectory of every chain; returns the acceptance probabilities."""
 
-        def noise(draw, *shape: int) -> Tensor:  # noqa: ANN001
+        def noise(draw: Callable[..., Tensor], *shape: int) -> Tensor:
             return draw(*shape, generator=generator, dtype=torch.float64).to(self.z)
 
         momentum = noise(torch.randn, *self.z.shape)

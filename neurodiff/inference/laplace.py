@@ -4,10 +4,8 @@ r"""Laplace's method: posterior modes of a batch of problems, with the curvature
     L L^T = (-\nabla^2 \log p(\hat u))^{-1}
 
 The gradient at the mode is checked, not assumed: the minimiser's Newton decrement, in nats, says
-how much another
-step would still win. A Hessian that is not negative definite is reported, and the offending
-directions
-are given the prior's unit scale. What corrects the normal approximation is
+how much another step would still win. A Hessian that is not negative definite is reported, and the
+offending directions are given unit scale. What corrects the normal approximation is
 :mod:`neurodiff.inference.importance`.
 """
 

@@ -3,8 +3,7 @@ r"""The No-U-Turn sampler, preconditioned by the Laplace fit.
 .. math:: u = \hat u + L z, \qquad L L^T = (-\nabla^2 \log p(\hat u))^{-1}
 
 In z the posterior is round to second order, so the mass matrix stays the identity and only the
-step size is adapted: 200
-warm-up iterations do. Chains start apart, at t₇ draws around the mode.
+step size is adapted: 200 warm-up iterations do. Chains start apart, at t₇ draws around the mode.
 """
 
 from dataclasses import dataclass
@@ -82,8 +81,7 @@ def run_chain(
 
 def diagnose(u: Float[Tensor, "chain draw size"]) -> tuple[np.ndarray, np.ndarray]:
     """R-hat and bulk ESS of each component; R-hat is nan for a single chain, which says nothing."""
-    import arviz_stats  # noqa: F401  registers what follows
-    from arviz_stats import ess, rhat
+    from arviz_stats.sampling_diagnostics import ess, rhat
 
     data = xr.Dataset({"u": (("chain", "draw", "component"), u.cpu().numpy())})
     one = np.full(u.shape[-1], np.nan)

@@ -1,28 +1,32 @@
 r"""The log density that is explored, for a batch of problems on one model.
 
-.. math:: \log p(u \mid \text{data}) = \log p(u) + \sum_j m_j \sum_{i \in \text{unit } j} \log
-p(y_i \mid x(u))
+.. math:: \log p(u \mid \text{data}) = \log p(u)
+    + \sum_j m_j \sum_{i \in \text{unit } j} n_i \log p(y_i \mid x(u))
 
 A *unit* is what a claim generalises over: a block of a time series, a subject, an image, or the
-trial itself. Folds
-are problems that share all trials and differ in the 0/1 mask m over units; calibration sets are
-problems with
-responses of their own. Both are one call: the model runs under ``vmap`` over problems and draws.
+trial itself; n_i counts how often a row of the design occurs. Folds are problems that share all
+trials and differ in the 0/1 mask m over units; calibration sets are problems with responses of
+their own. Both are one call: the model runs under ``vmap`` over problems and draws.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property, wraps
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 import torch
 import xarray as xr
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
-from neurodiff.inference.priors import Grouped, Pooled, nearest
+from neurodiff.inference.groups import Grouped
+from neurodiff.inference.priors import Pooled, nearest
 
-_CELLS = 4_000_000  # numbers in one temporary of a chunk of draws: about 32 MB
+_CACHE = 60_000  # numbers in one temporary of a chunk of draws: half a megabyte stays in cache
+_CELLS = 2_000_000  # numbers in one temporary of a Hessian
 
 
 def bind(
@@ -32,46 +36,48 @@ def bind(
 
     Args:
         model: Has ``requires`` and ``response``; sub-modules with ``prepare`` add what is best
-        computed once.
+            computed once.
         data: One study.
         device: Where the tensors live.
 
     Raises:
         ValueError: If a variable is missing (the nearest is named) or a stimulus is NaN (the first
-        place is named).
+            place is named).
     """
+    wanted: str = model.response  # pyright: ignore[reportAssignmentType]
+    required = tuple(model.requires)  # pyright: ignore[reportArgumentType]
     trials = {}
-    for name in dict.fromkeys([*model.requires, model.response]):  # pyright: ignore
+    for name in dict.fromkeys([*required, wanted]):
         if name not in data.variables:
             known = [str(k) for k in data.variables]
             raise ValueError(f"the data have no variable {name!r}: {nearest(name, known)}")
         values = np.asarray(data[name].values, dtype=np.float64)
-        if name != model.response and np.isnan(values).any():
-            first = tuple(int(i) for i in np.argwhere(np.isnan(values))[0])
+        if name != wanted and np.isnan(values).any():
+            place = tuple(int(i) for i in np.argwhere(np.isnan(values))[0])
             raise ValueError(
-                f"{name!r} is NaN at {data[name].dims} = {first}: drop or mend these rows"
+                f"{name!r} is NaN at {data[name].dims} = {place}: drop or mend these rows"
             )
         trials[name] = torch.as_tensor(values, device=device)
-    response = trials[model.response]  # pyright: ignore
-    if model.response not in model.requires:  # pyright: ignore
-        del trials[model.response]  # pyright: ignore
+    response = trials[wanted]
+    if wanted not in required:
+        del trials[wanted]
     for module in model.modules():
         if hasattr(module, "prepare"):
-            trials |= module.prepare(trials)  # pyright: ignore
+            trials |= module.prepare(trials)  # pyright: ignore[reportCallIssue]
     return trials, response
 
 
 @dataclass(frozen=True)
 class Posterior:
-    """Log densities of a batch of problems, each a flat unconstrained vector.
+    """Log densities of a batch of problems, each of a flat unconstrained vector u.
 
     Attributes:
         model: Called as ``model(trials)`` with its parameters replaced.
         parameters: Pooled or Grouped parameters.
         trials: Shared by all problems.
-        response: (trial,), or (batch, trial) where each problem has its own.
+        response: (trial,), or (batch, trial) where each problem has its own; NaN is no answer.
         unit: Index of the unit of generalisation of each trial.
-        mask: (batch, unit), 1 where a unit is trained on.
+        mask: 1 where a unit is trained on.
         weight: (trial,) multiplicity of each row; 0 leaves it out.
     """
 
@@ -79,9 +85,9 @@ class Posterior:
     parameters: Pooled | Grouped
     trials: dict[str, Tensor]
     response: Tensor
-    unit: Tensor
+    unit: Int[Tensor, " trial"]
     mask: Float[Tensor, "batch unit"]
-    weight: Tensor
+    weight: Float[Tensor, " trial"]
 
     @property
     def batch(self) -> int:
@@ -97,64 +103,106 @@ class Posterior:
         """The same trials with other units trained on."""
         return replace(self, mask=mask)
 
-    def log_likelihood(
-        self, u: Float[Tensor, " size"], response: Float[Tensor, " trial"]
-    ) -> Tensor:
-        """Log p(y_i | x(u)) of each row, times its multiplicity; a missing response contributes nothing."""
+    def take(self, rows: Int[Tensor, " row"]) -> "Posterior":
+        """One problem on some of the rows, in that order, each its own unit and counted once."""
+        n = len(self.unit)
+        trials = {k: v[rows] if v.dim() and len(v) == n else v for k, v in self.trials.items()}
+        one = self.parameters.take(rows)
+        return posterior(self.model, one, trials, self.response[..., rows])
+
+    @cached_property
+    def _shared(self) -> bool:
+        """Whether all problems have the same responses."""
+        return self.response.dim() == 1
+
+    @cached_property
+    def _answers(self) -> tuple[Tensor, Tensor]:
+        """Responses (where one is missing, another stands in) and how often each counts."""
+        missing = torch.isnan(self.response)
+        stand_in = torch.nan_to_num(self.response.nanmedian())
+        return torch.where(missing, stand_in, self.response), self.weight * ~missing
+
+    @cached_property
+    def _counts(self) -> Float[Tensor, "batch trial"]:
+        """How often each row counts in each problem."""
+        return self.mask[:, self.unit] * self._answers[1]
+
+    @cached_property
+    def _by_row(self) -> bool:
+        """Whether each row is its own unit."""
+        n = self.mask.shape[1]
+        return n == len(self.unit) and torch.equal(self.unit, torch.arange(n).to(self.unit))
+
+    @cached_property
+    def _order(self) -> tuple[Tensor | None, Tensor]:
+        """The rows sorted by unit (None where they are), and the number of rows of each."""
+        sorted_already = bool((self.unit.diff() >= 0).all())
+        order = None if sorted_already else self.unit.argsort(stable=True)
+        return order, torch.bincount(self.unit, minlength=self.mask.shape[1])
+
+    def rows(self, u: Float[Tensor, " size"], y: Float[Tensor, " trial"]) -> Tensor:
+        """Log p(y_i | x(u)) of each row."""
         values = self.parameters.trial_values(u)
-        answered = ~torch.isnan(response)
-        y = torch.where(answered, response, 0.0)
-        log_prob = functional_call(self.model, values, (self.trials,)).log_prob(y)
-        return torch.where(answered, log_prob, 0.0) * self.weight
+        return functional_call(self.model, values, (self.trials,)).log_prob(y)
 
-    def _terms(self, u: Tensor, response: Tensor) -> tuple[Tensor, Tensor]:
-        """Log prior, and log likelihood summed within each unit."""
-        by_unit = u.new_zeros(self.mask.shape[1])
-        by_unit = by_unit.index_add(0, self.unit, self.log_likelihood(u, response))
-        return self.parameters.log_prior(u), by_unit
+    def log_likelihood(self, values: dict[str, Tensor]) -> Float[Tensor, ""]:
+        """Log p(data | x) of the first problem, at each trial's parameters by dotted name."""
+        y = self._answers[0] if self._shared else self._answers[0][0]
+        answer = functional_call(self.model, values, (self.trials,))
+        return answer.log_prob(y) @ self._counts[0]
 
-    def _density(self, u: Tensor, response: Tensor, mask: Tensor) -> Tensor:
-        prior, by_unit = self._terms(u, response)
-        return prior + (by_unit * mask).sum()
+    def _density(self, u: Tensor, y: Tensor, counts: Tensor) -> Tensor:
+        return self.parameters.log_prior(u) + self.rows(u, y) @ counts
 
     @property
-    def _own(self) -> int | None:
-        return 0 if self.response.dim() == 2 else None
+    def _in_dims(self) -> tuple[int, int | None, int]:
+        return 0, None if self._shared else 0, 0
 
     def log_prob(self, u: Float[Tensor, "batch size"]) -> Float[Tensor, " batch"]:
         """Log p(u | data) up to a constant, each problem at its own position."""
+        y, counts = self._answers[0], self._counts
         if self.batch == 1:  # vmap over one problem would only cost
-            response = self.response if self._own is None else self.response[0]
-            return self._density(u[0], response, self.mask[0])[None]
-        return vmap(self._density, in_dims=(0, self._own, 0))(u, self.response, self.mask)
+            return self._density(u[0], y if self._shared else y[0], counts[0])[None]
+        return vmap(self._density, self._in_dims)(u, y, counts)
 
     def draws_log_prob(self, u: Float[Tensor, "batch draw size"]) -> Float[Tensor, "batch draw"]:
-        """Log p(u | data) at many draws of each problem, differentiable; for designs with few rows."""
-        over_draws = vmap(self._density, in_dims=(0, None, None))
-        return vmap(over_draws, in_dims=(0, self._own, 0))(u, self.response, self.mask)
+        """Log p(u | data) at many draws of each problem, differentiable; for few distinct rows."""
+        over_draws = vmap(self._density, (0, None, None))
+        if self.batch == 1:
+            y = self._answers[0] if self._shared else self._answers[0][0]
+            return over_draws(u[0], y, self._counts[0])[None]
+        return vmap(over_draws, self._in_dims)(u, self._answers[0], self._counts)
 
     def hessian(self, u: Float[Tensor, "batch size"]) -> Float[Tensor, "batch size size"]:
-        """Second derivatives of log_prob, problem by problem."""
-        chunk = max(1, _CELLS // max(1, 60 * self.response.shape[-1]))
-        function = vmap(
-            jacrev(jacrev(self._density), chunk_size=chunk), in_dims=(0, self._own, 0), chunk_size=1
-        )
-        return function(u, self.response, self.mask).detach()
+        """Second derivatives of log_prob."""
+        each = self.size * self.response.shape[-1]
+        inner = jacrev(jacrev(self._density), chunk_size=max(1, _CELLS * self.size // each))
+        function = vmap(inner, self._in_dims, chunk_size=max(1, _CELLS // each))
+        return function(u, self._answers[0], self._counts).detach()
 
+    @torch.no_grad()
     def draws_terms(
         self, u: Float[Tensor, "batch draw size"]
     ) -> tuple[Float[Tensor, "batch draw"], Float[Tensor, "batch draw unit"]]:
-        """Log prior and log likelihood by unit at many draws, a bounded number of rows at a time."""
-        rows = u.reshape(-1, u.shape[-1])
-        chunk = max(1, _CELLS // (8 * self.response.shape[-1]))
-        if self._own is None:
-            function = vmap(lambda v: self._terms(v, self.response), chunk_size=chunk)
-            prior, by_unit = function(rows)
-        else:
-            inner = vmap(self._terms, in_dims=(0, None))
-            chunk = max(1, chunk // u.shape[1])
-            prior, by_unit = vmap(inner, in_dims=(0, 0), chunk_size=chunk)(u, self.response)
+        """Log prior and log likelihood by unit at many draws, a bounded number at a time."""
+        flat = u.reshape(-1, u.shape[-1])
+        prior = vmap(self.parameters.log_prior)(flat)
+        by_unit = flat.new_empty(len(flat), self.mask.shape[1])
+        (y, counts), in_dims = self._answers, self._in_dims[:2]
+        for part in torch.arange(len(flat)).split(max(1, _CACHE // self.response.shape[-1])):
+            problem = ... if self._shared else part.to(u.device) // u.shape[1]
+            rows = vmap(self.rows, in_dims)(flat[part], y[problem])
+            by_unit[part] = self._by_unit(rows * counts[problem])
         return prior.reshape(u.shape[:2]), by_unit.reshape(*u.shape[:2], -1)
+
+    def _by_unit(self, rows: Float[Tensor, "draw trial"]) -> Float[Tensor, "draw unit"]:
+        """Sums over the rows of each unit."""
+        if self._by_row:
+            return rows
+        order, lengths = self._order
+        rows = rows if order is None else rows[:, order]
+        lengths = lengths.expand(len(rows), -1).contiguous()
+        return torch.segment_reduce(rows, "sum", lengths=lengths, axis=1)
 
 
 def posterior(
@@ -163,25 +211,39 @@ def posterior(
     trials: dict[str, Tensor],
     response: Tensor,
     unit: Tensor | None = None,
+    weight: Tensor | None = None,
 ) -> Posterior:
     """One problem that trains on every unit; a trial is its own unit unless said otherwise."""
-    n = response.shape[-1]
-    unit = torch.arange(n, device=response.device) if unit is None else unit
-    batch = response.shape[0] if response.dim() == 2 else 1
-    mask = torch.ones(batch, int(unit.max()) + 1, dtype=response.dtype, device=response.device)
-    weight = torch.ones(n, dtype=response.dtype, device=response.device)
+    if unit is None:
+        unit = torch.arange(response.shape[-1], device=response.device)
+    batch = len(response) if response.dim() == 2 else 1
+    mask = response.new_ones(batch, int(unit.max()) + 1)
+    weight = response.new_ones(response.shape[-1]) if weight is None else weight
     return Posterior(model, parameters, trials, response, unit, mask, weight)
 
 
-def on_one_thread(function: Callable) -> Callable:
-    """Run with one torch thread, restored after: small problems lose by more."""
+P = ParamSpec("P")
+R = TypeVar("R")
 
-    def wrapped(*args: object, **kwargs: object) -> object:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_default_dtype(dtype)
+
+
+def on_one_thread(function: Callable[P, R]) -> Callable[P, R]:
+    """Run in float64 on one torch thread, both restored after: small problems lose by more."""
+
+    @wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        with _one_thread():
             return function(*args, **kwargs)
-        finally:
-            torch.set_num_threads(threads)
 
     return wrapped

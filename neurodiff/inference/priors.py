@@ -1,18 +1,14 @@
 r"""Parameter priors by dotted name, and the flat unconstrained vector that every method works on.
 
-A model's ``nn.Parameter`` s hold constrained values x; each owner names their supports in
-``constraints`` and their
-default priors in ``priors``. With x = T(u) the density that is explored is
+A model's ``nn.Parameter`` s hold constrained values x. Their owners name the supports in
+``constraints`` and the default priors in ``priors``. With x = T(u), T the map onto the prior's
+support, the density that is explored is
 
 .. math:: \log p(u) = \log p(x) + \log |\partial T / \partial u|
 
-and with groups s (subjects, units) every parameter is hierarchical, non-centred on the
-unconstrained scale:
-
-.. math:: x_s = T(\mu + \tau z_s), \quad z_s \sim N(0, 1), \quad \tau \sim \text{HalfNormal}(1),
-\quad T(\mu) \sim \text{prior}
-
-"parameter prior" is this; "image prior" is :mod:`neurodiff.diffusion.prior`.
+In u most priors are one of two: Normal and LogNormal are normal, Uniform and Beta have density
+:math:`\sigma(u)^a\, \sigma(-u)^b / B(a, b)`. These are evaluated for all parameters at once.
+"Parameter prior" is this; "image prior" is :mod:`neurodiff.diffusion.prior`.
 """
 
 import difflib
@@ -24,12 +20,27 @@ import pyro.distributions as pyro_dist
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.distributions import Distribution, HalfNormal, Transform, biject_to
+from torch.distributions import (
+    Beta,
+    Distribution,
+    Independent,
+    LogNormal,
+    Normal,
+    Transform,
+    TransformedDistribution,
+    Uniform,
+    biject_to,
+    constraints,
+)
+from torch.distributions.constraints import Constraint
+from torch.nn.functional import logsigmoid
+
+LOG_ROOT_TAU = 0.5 * math.log(2 * math.pi)
 
 
 @dataclass(frozen=True)
 class Site:
-    """One learned parameter: its dotted name, support and prior."""
+    """One learned parameter: dotted name, present value, map onto the support, and prior."""
 
     name: str
     value: Tensor
@@ -37,25 +48,36 @@ class Site:
     prior: Distribution
 
     @property
+    def inner(self) -> torch.Size:
+        """Shape of the parameter on the unconstrained scale."""
+        return torch.Size(self.transform.inverse_shape(self.value.shape))
+
+    @property
     def size(self) -> int:
         """Length of the parameter on the unconstrained scale."""
-        return math.prod(self.transform.inverse_shape(self.value.shape))
+        return math.prod(self.inner)
 
-    def constrain(self, u: Tensor) -> Tensor:
-        """X = T(u), u flat in its last dimension."""
-        inner = self.transform.inverse_shape(self.value.shape)
-        return self.transform(u.reshape((*u.shape[:-1], *inner)))
+    def constrain(self, u: Float[Tensor, "*draw size"]) -> Tensor:
+        """The parameter x = T(u), with leading dimensions kept."""
+        return self.transform(u.reshape((*u.shape[:-1], *self.inner)))  # pyright: ignore
 
-    def log_prior(self, u: Float[Tensor, " size"]) -> Tensor:
+    def unconstrain(self, x: Tensor) -> Float[Tensor, " size"]:
+        """The flat u of a value."""
+        return self.transform.inv(x.expand(self.value.shape)).reshape(-1)  # pyright: ignore
+
+    def log_prior(self, u: Float[Tensor, " size"]) -> Float[Tensor, ""]:
         """Log p(T(u)) + log |dT/du|."""
-        shaped = u.reshape(self.transform.inverse_shape(self.value.shape))
-        x = self.transform(shaped)
+        x, shaped = self.constrain(u), u.reshape(self.inner)
         jacobian = self.transform.log_abs_det_jacobian(shaped, x)
         return self.prior.log_prob(x).sum() + jacobian.sum()
 
 
 def nearest(name: str, known: list[str]) -> str:
-    """The end of an error message: the closest known name, then all of them."""
+    """The end of an error message: the closest known name, then all of them.
+
+    >>> nearest("locc", ["loc", "scale"])
+    "did you mean 'loc'? known: loc, scale"
+    """
     close = difflib.get_close_matches(name, known, n=1)
     return (f"did you mean {close[0]!r}? " if close else "") + f"known: {', '.join(known)}"
 
@@ -65,64 +87,116 @@ def sites(model: nn.Module, priors: Mapping[str, Distribution] | None = None) ->
 
     Args:
         model: A module whose sub-modules carry ``constraints`` and ``priors``. A parameter that
-        does not
-            require a gradient is fixed.
+            does not require a gradient is fixed.
         priors: Replacements by dotted name.
 
     Raises:
-        ValueError: If a name is not a learned parameter (the nearest one is named), or a parameter
-        has neither a
-            default prior nor one given.
+        ValueError: If a name is not a learned parameter (the nearest one is named), a parameter
+            has neither a default prior nor one given, a prior reaches beyond its parameter's
+            support, or there is nothing to learn.
+
+    >>> import neurodiff as nd
+    >>> [site.name for site in sites(nd.laws.Logistic())]
+    ['loc', 'scale']
     """
-    owners = {name: module for name, module in model.named_modules()}
-    found = []
+    owners = dict(model.named_modules())
     given = dict(priors or {})
     learned = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    if not learned:
+        raise ValueError("the model has no parameter that requires a gradient: nothing to learn")
     for name in given:
         if name not in learned:
             raise ValueError(f"no learned parameter {name!r}: {nearest(name, list(learned))}")
+    found = []
     for name, parameter in learned.items():
         path, _, own = name.rpartition(".")
-        owner = owners[path]
-        prior = given.get(name, getattr(owner, "priors", {}).get(own))
+        prior = given.get(name, getattr(owners[path], "priors", {}).get(own))
         if prior is None:
             raise ValueError(f"parameter {name!r} has no prior: give priors={{{name!r}: …}}")
-        support = getattr(owner, "constraints", {}).get(own, torch.distributions.constraints.real)
-        found.append(Site(name, parameter.detach(), biject_to(support), _unchecked(prior)))
+        support = getattr(owners[path], "constraints", {}).get(own, constraints.real)
+        value = parameter.detach().double()
+        found.append(_site(name, value, support, to_pyro(prior, value.device)))
     return found
 
 
-def _unchecked(prior: Distribution) -> Distribution:
-    """A copy that checks no values: checks branch on data, which vmap cannot."""
-    copy = prior.expand(prior.batch_shape)
-    copy._validate_args = False
-    return copy
+def _site(name: str, value: Tensor, support: Constraint, prior: Distribution) -> Site:
+    """A parameter on its prior's support; from the prior's mean where its own value is outside."""
+    shape = value.shape[: max(0, value.dim() - len(prior.event_shape))]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        try:
+            drawn = prior.expand(shape).sample((64,))
+        except RuntimeError:
+            drawn = prior.sample((64,))
+    if drawn.shape[1:] != value.shape:
+        raise ValueError(
+            f"the prior of {name!r} has shape {tuple(drawn.shape[1:])}, "
+            f"wanted that of the parameter, {tuple(value.shape)}"
+        )
+    if not support.check(drawn).all():
+        raise ValueError(f"the prior of {name!r}, {prior}, reaches beyond its support, {support}")
+    transform = biject_to(prior.support)
+    # a value on the very edge of the support is infinitely far away in u
+    inside = prior.support.check(value).all() and (transform.inv(value).abs() < 30).all()  # pyright: ignore
+    return Site(name, value if inside else drawn.mean(0), transform, prior)
 
 
-def to_pyro(prior: Distribution) -> Distribution:
-    """The Pyro distribution of the same name and parameters, which ``pyro.sample`` needs.
+def to_pyro(prior: Distribution, device: torch.device | str = "cpu") -> Distribution:
+    """The Pyro distribution of the same name and parameters, in float64, which checks no values.
+
+    Checks branch on data, which ``vmap`` cannot; ``pyro.sample`` takes none but Pyro's own.
+
+    Raises:
+        TypeError: If Pyro has no distribution of that name.
 
     >>> to_pyro(torch.distributions.Normal(0.0, 1.0))
     Normal(loc: 0.0, scale: 1.0)
     """
-    if isinstance(prior, pyro_dist.torch_distribution.TorchDistributionMixin):
-        return prior
-    if isinstance(prior, torch.distributions.Independent):
-        return to_pyro(prior.base_dist).to_event(prior.reinterpreted_batch_ndims)  # pyright: ignore
-    kind = getattr(pyro_dist, type(prior).__name__)
-    names = prior.arg_constraints
-    # a distribution with several equivalent parameters (precision, covariance) lists them all; one
-    # is kept
+    kind = type(prior).__name__
+    if isinstance(prior, Independent):
+        return to_pyro(prior.base_dist, device).to_event(prior.reinterpreted_batch_ndims)  # pyright: ignore
+    if type(prior) in (TransformedDistribution, pyro_dist.TransformedDistribution):
+        base = to_pyro(prior.base_dist, device)  # pyright: ignore[reportAttributeAccessIssue]
+        return pyro_dist.TransformedDistribution(base, prior.transforms, validate_args=False)  # pyright: ignore
+    if not hasattr(pyro_dist, kind):
+        raise TypeError(f"got a prior of type {kind}, wanted one that pyro.distributions has too")
+    names = list(prior.arg_constraints)
+    # several equivalent parameters are all listed (precision, covariance, …): one is kept
     if "precision_matrix" in names:
-        return kind(prior.loc, precision_matrix=prior.precision_matrix, validate_args=False)  # pyright: ignore
+        names = ["loc", "precision_matrix"]
     names = [n for n in names if n != "logits" or "probs" not in names]
-    return kind(**{n: getattr(prior, n) for n in names}, validate_args=False)
+    values = {n: torch.as_tensor(getattr(prior, n)) for n in names}
+    values = {n: v.to(device, torch.float64) for n, v in values.items()}
+    return getattr(pyro_dist, kind)(**values, validate_args=False)
+
+
+def _coefficients(site: Site) -> tuple[tuple[Tensor, ...], float] | None:
+    """(loc, 1/scale, a, b) and the constant of a prior that is normal or logistic-beta in u."""
+    prior = site.prior
+    while isinstance(prior, Independent):
+        prior = prior.base_dist
+    none, one, constant = torch.zeros_like(site.value), torch.ones_like(site.value), 0.0
+    if isinstance(prior, Normal | LogNormal):
+        scale = prior.scale.expand(one.shape)
+        constant = -(scale.log() + LOG_ROOT_TAU).sum().item()
+        rows = prior.loc.expand(one.shape), 1 / scale, none, none
+    elif isinstance(prior, Uniform):
+        rows = none, none, one, one
+    elif isinstance(prior, Beta):
+        a, b = prior.concentration1.expand(one.shape), prior.concentration0.expand(one.shape)
+        constant = -(torch.lgamma(a) + torch.lgamma(b) - torch.lgamma(a + b)).sum().item()
+        rows = none, none, a, b
+    else:
+        return None
+    return tuple(row.reshape(-1) for row in rows), constant
 
 
 class Pooled:
     """One value of each parameter for all trials.
 
     Attributes:
+        sites: The parameters.
+        sizes: Length of each in u.
         size: Length of the flat vector u.
     """
 
@@ -130,73 +204,48 @@ class Pooled:
         self.sites = found
         self.sizes = [site.size for site in found]
         self.size = sum(self.sizes)
+        known = [_coefficients(site) for site in found]
+        self._rest = [i for i, row in enumerate(known) if row is None]
+        none = [(site.value.new_zeros(site.size),) * 4 for site in found]
+        rows = [zero if row is None else row[0] for row, zero in zip(known, none, strict=True)]
+        self._loc, self._rate, self._a, self._b = map(torch.cat, zip(*rows, strict=True))
+        self._bounded = bool((self._a > 0).any())
+        self._constant = sum(row[1] for row in known if row is not None)
 
     def constrain(self, u: Float[Tensor, "*draw size"]) -> dict[str, Tensor]:
         """The parameters of flat vectors, by dotted name."""
         parts = u.split(self.sizes, -1)
-        return {
-            site.name: site.constrain(part) for site, part in zip(self.sites, parts, strict=True)
-        }
-
-    trial_values = constrain  # what the model is called with
-
-    def log_prior(self, u: Float[Tensor, " size"]) -> Tensor:
-        """Log p(u), with the Jacobian of the supports."""
-        parts = u.split(self.sizes, -1)
-        terms = [site.log_prior(part) for site, part in zip(self.sites, parts, strict=True)]
-        return torch.stack(terms).sum()
-
-    def start(self) -> Float[Tensor, " size"]:
-        """U of the values that the modules hold."""
-        return torch.cat([site.transform.inv(site.value).reshape(-1) for site in self.sites])
-
-
-class Grouped:
-    """Hierarchical parameters: one value for each group, drawn from a population that is learned with them.
-
-    Args:
-        found: The sites of the model.
-        index: The group of each trial, 0 … groups - 1.
-    """
-
-    def __init__(self, found: list[Site], index: Tensor) -> None:
-        self.pooled = Pooled(found)
-        self.index, self.groups = index, int(index.max()) + 1
-        d = self.pooled.size
-        self.sizes = [d, d, self.groups * d]  # mean, log s.d., deviations
-        self.size = sum(self.sizes)
-
-    def deviations(self, u: Float[Tensor, "*draw size"]) -> tuple[Tensor, Tensor, Tensor]:
-        """Population mean and s.d. (…, d) and the groups' own values (…, group, d), unconstrained."""
-        mean, log_sd, z = u.split(self.sizes, -1)
-        z = z.reshape(*z.shape[:-1], self.groups, -1)
-        return mean, log_sd.exp(), mean[..., None, :] + log_sd.exp()[..., None, :] * z
-
-    def constrain(self, u: Float[Tensor, "*draw size"]) -> dict[str, Tensor]:
-        """Each group's parameters, and the population's under ``population.`` and ``spread.``."""
-        mean, sd, groups = self.deviations(u)
-        spread = zip(self.pooled.sites, sd.split(self.pooled.sizes, -1), strict=True)
-        return (
-            self.pooled.constrain(groups)
-            | {f"population.{k}": v for k, v in self.pooled.constrain(mean).items()}
-            | {f"spread.{site.name}": s.squeeze(-1) if site.size == 1 else s for site, s in spread}
-        )
+        return {site.name: site.constrain(part) for site, part in zip(self.sites, parts)}  # noqa: B905
 
     def trial_values(self, u: Float[Tensor, " size"]) -> dict[str, Tensor]:
-        """The parameters of each trial: its group's."""
-        values = self.pooled.constrain(self.deviations(u)[2])
-        return {name: value[self.index] for name, value in values.items()}
+        """What the model is called with: the same."""
+        return self.constrain(u)
 
-    def log_prior(self, u: Float[Tensor, " size"]) -> Tensor:
-        """Log p(u): the default priors on the population, HalfNormal(1) on its spread, z standard normal."""
-        mean, log_sd, z = u.split(self.sizes, -1)
-        spread = (
-            HalfNormal(torch.ones_like(log_sd), validate_args=False).log_prob(log_sd.exp()) + log_sd
-        )
-        return self.pooled.log_prior(mean) + spread.sum() - 0.5 * (z * z).sum()
+    def log_prior(self, u: Float[Tensor, " size"]) -> Float[Tensor, ""]:
+        """Log p(u), with the Jacobian of the supports."""
+        z = (u - self._loc) * self._rate
+        total = self._constant - 0.5 * (z * z).sum()
+        if self._bounded:
+            # a log σ(u) + b log σ(-u)
+            total = total + ((self._a + self._b) * logsigmoid(u) - self._b * u).sum()
+        if self._rest:
+            parts = u.split(self.sizes, -1)
+            total = total + sum(self.sites[i].log_prior(parts[i]) for i in self._rest)
+        return total
 
     def start(self) -> Float[Tensor, " size"]:
-        """Groups alike, with a spread of a quarter nat."""
-        mean = self.pooled.start()
-        rest = mean.new_zeros(self.sizes[2])
-        return torch.cat([mean, torch.full_like(mean, math.log(0.25)), rest])
+        """The u of the values that the modules hold."""
+        return torch.cat([site.unconstrain(site.value) for site in self.sites])
+
+    def draw_prior(self, count: int) -> Float[Tensor, "{count} size"]:
+        """Draws from the priors, unconstrained; from torch's global generator."""
+        columns = []
+        for site in self.sites:
+            batch = site.value.shape[: site.value.dim() - len(site.prior.event_shape)]
+            x = site.prior.expand(batch).sample((count,)).to(site.value)
+            columns.append(site.transform.inv(x).reshape(count, -1))  # pyright: ignore
+        return torch.cat(columns, -1)
+
+    def take(self, rows: Tensor) -> "Pooled":
+        """The parameters of some of the trials: the same."""
+        return self

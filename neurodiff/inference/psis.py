@@ -1,17 +1,19 @@
 r"""Pareto-smoothed importance sampling, and leave-one-out by it.
 
-.. math:: \text{elpd}_i = \log \frac{\sum_s r_s\, p(y_i \mid x_s)}{\sum_s r_s}, \qquad r_s \propto
-1 / p(y_i \mid x_s)
+.. math:: \text{elpd}_i = \log \frac{\sum_s r_s\, p(y_i \mid x_s)}{\sum_s r_s}, \qquad
+    r_s \propto 1 / p(y_i \mid x_s)
 
-with the largest r smoothed by a generalised Pareto fit, whose shape k̂ says whether to trust it
-(Vehtari et al. 2024). Weights
-that do not vary need no smoothing: k̂ = -inf, where the library's own routine raises.
+with the largest r smoothed by a generalised Pareto fit, whose shape k̂ says whether to trust it.
+Weights that do not vary need no smoothing: k̂ = -inf, where the library's own routine raises.
+
+References:
+    Vehtari, Simpson, Gelman, Yao & Gabry 2024, "Pareto smoothed importance sampling".
 """
 
 import math
 
 import numpy as np
-from arviz_stats.base import array_stats
+from arviz_stats.base.array import array_stats
 
 
 def smooth(log_weights: np.ndarray) -> tuple[np.ndarray, float]:

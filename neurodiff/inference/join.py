@@ -1,0 +1,154 @@
+r"""A model met with data: rows that repeat are merged, units and groups get their names.
+
+.. math:: \sum_i \log p(y_i \mid \text{trial}_i) =
+    \sum_{\text{distinct } r} n_r \log p(y_r \mid \text{trial}_r)
+
+Where a row of the design stands by itself (no spike history, no stimulus samples), equal rows of
+equal group and unit are computed once with their multiplicity n. A row that is its own unit of
+generalisation is still one trial: leave-one-out leaves out one of the n.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+import xarray as xr
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from neurodiff.inference.groups import Grouped
+from neurodiff.inference.posterior import Posterior, bind, posterior
+from neurodiff.inference.priors import Pooled, nearest, sites
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A model met with data: the posterior to explore, and what is needed to describe it.
+
+    Attributes:
+        posterior: The log density, one problem.
+        start: u at the modules' own values, and at the middle of priors that follow the data.
+        rows: Row of the posterior that each original trial became.
+        unit_names: Labels of the units of generalisation.
+        unit_dim: Their dimension: ``trial``, ``block`` or the variable asked for.
+        groups: Labels of the groups with ``by=``; else None.
+        dim: Dimension of the responses in the data.
+        by: The grouping variable, which names their dimension.
+    """
+
+    posterior: Posterior
+    start: Tensor
+    rows: np.ndarray
+    unit_names: np.ndarray
+    unit_dim: str
+    groups: np.ndarray | None
+    dim: str
+    by: str | None = None
+
+    @property
+    def pooled(self) -> Pooled:
+        """The parameters of one group."""
+        parameters = self.posterior.parameters
+        return parameters if isinstance(parameters, Pooled) else parameters.pooled
+
+
+def join(
+    model: nn.Module,
+    data: xr.Dataset,
+    priors: Mapping[str, Distribution] | None = None,
+    by: str | None = None,
+    unit: str | None = None,
+    device: str = "cpu",
+) -> Bound:
+    """Meet a model with data: bind variables, collect priors, merge equal rows, name the units.
+
+    Args:
+        model: A model of the trials; a copy in float64 is used.
+        data: One study.
+        priors: Parameter priors by dotted name, in place of the defaults.
+        by: A coordinate of the trials whose values are the groups of hierarchical parameters.
+        unit: A coordinate of the trials over which claims generalise; by default ``block`` where
+            the data have one, else the trial.
+        device: Where the tensors live.
+
+    Raises:
+        ValueError: If a variable or a prior is missing, or ``by`` has a single value.
+    """
+    model = copy.deepcopy(model).to(device=device, dtype=torch.float64)
+    trials, response = bind(model, data, device)
+    dim = str(data[model.response].dims[0])  # pyright: ignore[reportArgumentType]
+    if unit is None and "block" in data.coords and data["block"].dims == (dim,):
+        unit = "block"
+    groups, group = (None, None) if by is None else _groups(data, by, dim)
+    names, index = (np.arange(len(response)), None) if unit is None else _labels(data, unit, dim)
+    # before rows are merged: the middle of the tested logsnr is that of the trials
+    centre = model.centre(trials) if hasattr(model, "centre") else {}  # pyright: ignore
+    found = sites(model, {**centre, **(priors or {})})
+    rows = _distinct(trials, response, [c for c in (group, index) if c is not None])
+    first, weight = None, None
+    if rows is None:
+        rows = np.arange(len(response))
+    else:
+        first = np.unique(rows, return_index=True)[1]
+        weight = torch.bincount(torch.as_tensor(rows)).to(response)
+        trials = {name: value[first] for name, value in trials.items()}
+        response = response[first]
+
+    def kept(labels: np.ndarray | None) -> Tensor | None:
+        if labels is None:
+            return None
+        return torch.as_tensor(labels if first is None else labels[first], device=device)
+
+    index, group = kept(index), kept(group)
+    parameters = Pooled(found) if group is None else Grouped(found, group)
+    joint = posterior(model, parameters, trials, response, index, weight)
+    start = _start(parameters, centre)
+    return Bound(joint, start, rows, names, unit or dim, groups, dim, by)
+
+
+def _distinct(
+    trials: Mapping[str, Tensor], response: Tensor, labels: Sequence[np.ndarray]
+) -> np.ndarray | None:
+    """For each trial its distinct row, or None where none repeats or a trial is more than a row."""
+    n = len(response)
+    if any(t.dim() != 1 or len(t) != n for t in trials.values()):
+        return None
+    columns = [*(t.cpu().numpy() for t in (*trials.values(), response)), *labels]
+    frame = pd.DataFrame(dict(enumerate(columns)))
+    rows = frame.groupby(list(frame), dropna=False).ngroup().to_numpy(copy=True)
+    return rows if rows.max() + 1 < n else None
+
+
+def _groups(data: xr.Dataset, by: str, dim: str) -> tuple[np.ndarray, np.ndarray]:
+    """Labels of the groups, at least two, and each trial's."""
+    names, index = _labels(data, by, dim)
+    if len(names) < 2:
+        raise ValueError(
+            f"got a single {by} ({names[0]!r}): hierarchical parameters need at least two, "
+            "fit without by="
+        )
+    return names, index
+
+
+def _labels(data: xr.Dataset, name: str, dim: str) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct values of a coordinate along the trials, and each trial's index among them."""
+    if name not in data.variables or data[name].dims != (dim,):
+        known = [str(c) for c in data.variables if data[c].dims == (dim,)]
+        raise ValueError(f"the data have no {name!r} along {dim}: {nearest(name, known)}")
+    return np.unique(data[name].values, return_inverse=True)
+
+
+def _start(parameters: Pooled | Grouped, centre: Mapping[str, Distribution]) -> Tensor:
+    """The modules' values, with places moved to where the stimuli are."""
+    pooled = parameters if isinstance(parameters, Pooled) else parameters.pooled
+    u = parameters.start()
+    offset = 0
+    for site in pooled.sites:
+        if site.name in centre:
+            middle = site.unconstrain(site.prior.mean)
+            u[offset : offset + site.size] = torch.where(torch.isfinite(middle), middle, 0.0)
+        offset += site.size
+    return u
