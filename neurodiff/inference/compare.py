@@ -1,26 +1,32 @@
 r"""Which hypotheses do held-out data tell apart?
 
-Every row has the expected log predictive density of each unit of generalisation, the log mean over posterior draws of
+Every row has the expected log predictive density of each unit of generalisation, the log mean over
+posterior draws of
 
-.. math:: \text{elpd}_j = \log \tfrac1S \sum_s p(y_j \mid x_s), \qquad x_s \sim p(x \mid \text{data without } j)
+.. math:: \text{elpd}_j = \log \tfrac1S \sum_s p(y_j \mid x_s), \qquad
+          x_s \sim p(x \mid \text{data without } j)
 
-and differences are paired over units: :math:`\text{SE}(\Delta) = \sqrt{J\,\mathrm{Var}_j(\Delta_j)}`. Two rows are
-"not distinguished" when |Δ| < 2 SE or |Δ| < 4 nats. The best is "adequate" within 2 SE of the free monotone link, and
-where a noise floor does as well the verdict says that a noise floor suffices, however the weightings rank.
+and differences are paired over units:
+:math:`\text{SE}(\Delta) = \sqrt{J\,\mathrm{Var}_j(\Delta_j)}`.
+
+Two rows are "not distinguished" when |Δ| < 2 SE or |Δ| < 4 nats. The best is "adequate" within 2 SE
+of the free monotone link, and a row that does not beat the noise floor reads "a noise floor
+suffices", however the weightings rank. How held-out densities are come by is in
+:mod:`~neurodiff.inference.heldout`.
 """
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 import xarray as xr
 
-from neurodiff.inference.fit import Bound
-from neurodiff.inference.laplace import Modes, find_modes, importance_draws
+from neurodiff.inference.psis import leave_one_out
 
 _NATS = 4.0  # below this a difference is not claimed, however small its standard error
+_GROUPS = ("loso", "kfold", "loo")  # a claim about a population first
 COLUMNS = [
     "data",
     "front_end",
@@ -36,67 +42,41 @@ COLUMNS = [
 ]
 
 
-def alternating(units: int, folds: int = 5) -> np.ndarray:
-    """Fold of each unit: every ``folds``-th block, so that each fold covers the whole recording.
+def elpd_of(tree: xr.DataTree) -> tuple[np.ndarray, float]:
+    """The elpd of each unit that a fit carries, and the largest Pareto k̂ behind it.
 
-    >>> alternating(7, 3)
-    array([0, 1, 2, 0, 1, 2, 0])
-    """
-    return np.arange(units) % folds
-
-
-def kfold(
-    bound: Bound, modes: Modes, fold: np.ndarray, draws: int, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Held-out elpd of each unit by blocked K-fold, all folds as one batch.
-
-    Folds share every tensor and differ in a 0/1 mask; each starts at the full fit with its Hessian.
-
-    Args:
-        bound: Model and data.
-        modes: The mode of the full fit.
-        fold: Fold of each unit.
-        draws: Posterior draws of each fold.
-        seed: Of the draws.
-
-    Returns:
-        elpd of each unit, and the Pareto k̂ of each fold's posterior.
-    """
-    count = int(fold.max()) + 1
-    held = torch.as_tensor(fold)[None] == torch.arange(count)[:, None]
-    mask = (~held).to(bound.posterior.mask)
-    folds = bound.posterior.with_mask(mask)
-    inverse = (modes.factor @ modes.factor.mT).expand(count, -1, -1)
-    found = find_modes(folds, modes.u.expand(count, -1), inverse)
-    result = importance_draws(folds, found, draws, torch.Generator().manual_seed(seed))
-    predicted = torch.logsumexp(result.by_unit, 1) - np.log(draws)
-    elpd = (predicted * held.to(predicted)).sum(0)
-    return elpd.cpu().numpy(), result.k_hat.cpu().numpy()
-
-
-def elpd_of(tree: xr.DataTree) -> xr.DataArray:
-    """The elpd of each unit that a fit carries: K-fold or leave-one-subject-out before leave-one-out.
+    Leave-one-subject-out is taken before blocked K-fold, and that before leave-one-out. A fit of a
+    time series that has none of them gets PSIS over its blocks, from the log likelihoods it keeps.
 
     Raises:
-        ValueError: If the fit has neither group.
+        ValueError: If the fit has neither these groups nor log likelihoods.
     """
-    for group in ("kfold", "loo"):
-        if group in tree.children:
-            return tree[group]["elpd"]
-    raise ValueError(
-        "the fit has no elpd: a time series needs blocked K-fold (neurodiff fit adds it); "
-        f"groups found: {', '.join(tree.children)}"
-    )
+    groups = {str(name): group.dataset for name, group in tree.children.items()}
+    stats = groups.get("sample_stats", xr.Dataset())
+    own = float(stats["k_hat"]) if "k_hat" in stats else -np.inf
+    for group in _GROUPS:
+        if group in groups:
+            scores = groups[group]
+            return scores["elpd"].values, max(own, float(scores["k_hat"].max()))
+    if "log_likelihood" not in groups:
+        found = ", ".join(groups) or "none"
+        raise ValueError(
+            f"the fit has neither held-out scores nor log likelihoods; its groups: {found}"
+        )
+    (kept,) = groups["log_likelihood"].data_vars.values()
+    elpd, k_hat = leave_one_out(kept.values.astype(float))
+    return elpd, max(own, float(k_hat.max()))
 
 
 def paired(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
-    """Sum of a - b over units and its standard error.
+    """Sum of a - b over units and its standard error, which is infinite for a single unit.
 
     >>> paired(np.array([1.0, 2.0]), np.array([0.0, 2.0]))
     (1.0, 1.0)
     """
     d = np.asarray(a) - np.asarray(b)
-    return float(d.sum()), float(np.sqrt(len(d) * d.var(ddof=1))) if len(d) > 1 else np.inf
+    with np.errstate(invalid="ignore"):  # the s.e. of an infinite difference is nan
+        return float(d.sum()), float(np.sqrt(len(d) * d.var(ddof=1))) if len(d) > 1 else np.inf
 
 
 def distinguished(difference: float, se: float) -> bool:
@@ -120,15 +100,36 @@ def stacking(elpd: np.ndarray) -> np.ndarray:
     p = np.exp(elpd - elpd.max(0))
     w = np.full(len(p), 1 / len(p))
     for _ in range(5000):  # expectation-maximisation of a concave objective
-        new = w * (p / (w @ p)).mean(1)
-        if np.abs(new - w).max() < 1e-9:
+        gain = (p / (w @ p)).mean(1)
+        w = w * gain
+        if gain.max() < 1 + 1e-7:  # the optimum is at most this many nats a unit above
             break
-        w = new
     return w / w.sum()
+
+
+def read_rows(fits: Mapping[str, xr.DataTree | str | Path]) -> list[dict]:
+    """One row a fit, holding only its elpd and labels: files are opened one at a time.
+
+    A second fit with the labels of another has its own name added, so that both can be told apart.
+    """
+    rows, seen = [], set()
+    for name, fit in fits.items():
+        if isinstance(fit, xr.DataTree):
+            row = _row(name, fit)
+        else:
+            with xr.open_datatree(fit, engine="h5netcdf") as tree:
+                row = _row(name, tree)
+        labels = tuple(row[c] for c in COLUMNS[:4])
+        if labels in seen:
+            row["hypothesis"] += f" ({name})"
+        seen.add(labels)
+        rows.append(row)
+    return rows
 
 
 def _row(name: str, tree: xr.DataTree) -> dict:
     attrs = tree.attrs
+    units, k_hat = elpd_of(tree)
     return {
         "data": attrs.get("data", ""),
         "front_end": attrs.get("front_end", "none"),
@@ -137,85 +138,104 @@ def _row(name: str, tree: xr.DataTree) -> dict:
         "kind": attrs.get("kind", "law"),
         "unsaturated": bool(attrs.get("unsaturated", 0)),
         "spikes": float(attrs.get("spikes", np.nan)),
-        "k_hat": float(tree["sample_stats"].get("k_hat", np.nan)),
-        "units": elpd_of(tree).values,
+        "hash": attrs.get("data_hash", ""),
+        "k_hat": k_hat,
+        "units": units,
     }
-
-
-def read_rows(fits: Mapping[str, xr.DataTree | str | Path]) -> list[dict]:
-    """One row a fit, holding only its elpd and labels: files are opened one at a time."""
-    rows = []
-    for name, fit in fits.items():
-        if isinstance(fit, xr.DataTree):
-            rows.append(_row(name, fit))
-        else:
-            with xr.open_datatree(fit, engine="h5netcdf") as tree:
-                rows.append(_row(name, tree))
-    return rows
 
 
 def compare(fits: Mapping[str, xr.DataTree | str | Path]) -> pd.DataFrame:
     """Table of hypotheses by data set and front end, best first, with verdicts.
 
     Args:
-        fits: Fits by name, or the files that hold them.
+        fits: Fits by name, or the files that hold them, which are opened one at a time.
 
     Returns:
-        Columns ``data, front_end, gauge, hypothesis, kind, elpd, se, elpd_diff, dse, weight, verdict`` in nats (the
-        difference is to the best hypothesis), and ``bits_per_spike`` over the mean rate for counts.
+        Columns ``data, front_end, gauge, hypothesis, kind, elpd, se, elpd_diff, dse, weight,
+        verdict`` in nats, and ``bits_per_spike`` over the mean rate for counts. Differences are to
+        the best hypothesis that is no control, and negative where a row predicts worse; weights are
+        those of stacking, and controls have none.
 
     Raises:
-        ValueError: If rows of one data set were scored on different units.
+        ValueError: If there are no fits, or those of one data set were scored on different data or
+            units.
+
+    >>> def fit(*elpd):
+    ...     loo = xr.Dataset({"elpd": ("trial", list(elpd)), "k_hat": ("trial", [0.0] * len(elpd))})
+    ...     return xr.DataTree.from_dict({"loo": loo})
+    >>> compare({"a": fit(-1.0, -2.0), "b": fit(-9.0, -9.5)})[["hypothesis", "verdict"]].values
+    array([['a', 'best'], ['b', 'behind']], dtype=object)
     """
     rows = read_rows(fits)
+    if not rows:
+        raise ValueError("got no fits, wanted at least one")
     tables = []
     for data in dict.fromkeys(row["data"] for row in rows):
         mine = [row for row in rows if row["data"] == data]
-        lengths = {len(row["units"]) for row in mine}
-        if len(lengths) > 1:
-            raise ValueError(f"fits to {data!r} were scored on different units: {sorted(lengths)}")
-        for end in dict.fromkeys(row["front_end"] for row in mine):
-            tables.append(_table([row for row in mine if row["front_end"] == end]))
-        _mark_front_ends(tables, data)
+        _refuse_mixture(mine, data)
+        own = [
+            _table([row for row in mine if row["front_end"] == end])
+            for end in dict.fromkeys(row["front_end"] for row in mine)
+        ]
+        tables += _mark_front_ends(own, mine)
     table = pd.concat(tables, ignore_index=True)
-    extra = ["bits_per_spike"] if table["bits_per_spike"].notna().any() else []
-    return table[COLUMNS + extra]
+    extra = ["bits_per_spike"] if any(table["bits_per_spike"].notna()) else []
+    return table.loc[:, COLUMNS + extra]
+
+
+def _refuse_mixture(rows: Sequence[dict], data: str) -> None:
+    counts = {len(row["units"]): row["hypothesis"] for row in rows}
+    if len(counts) > 1:
+        got = ", ".join(f"{name!r} on {n}" for n, name in counts.items())
+        raise ValueError(
+            f"fits to {data!r} were scored on different units ({got}): differences are paired, so "
+            "fit all of them to the same trials, in the same way (with or without --by)"
+        )
+    if len({row["hash"] for row in rows if row["hash"]}) > 1:
+        raise ValueError(
+            f"fits called {data!r} are of different data (their data_hash differs): compare them "
+            "apart, or give the data different names"
+        )
 
 
 def _table(rows: list[dict]) -> pd.DataFrame:
     """The rows of one data set and front end."""
     by_name = {row["hypothesis"]: row for row in rows}
-    rivals = [row for row in rows if row["kind"] != "control"] or rows
+    scored = [row for row in rows if not np.isnan(row["units"]).any()]
+    if not scored:
+        raise ValueError(f"no fit to {rows[0]['data']!r} has a finite elpd: fit again with NUTS")
+    rivals = [row for row in scored if row["kind"] != "control"] or scored
     best = max(rivals, key=lambda row: row["units"].sum())
     weights = stacking(np.stack([row["units"] for row in rivals]))
-    constant = by_name.get("constant")
     table = pd.DataFrame([{k: v for k, v in row.items() if k != "units"} for row in rows])
     sums = [paired(row["units"], np.zeros_like(row["units"])) for row in rows]
     differences = [paired(row["units"], best["units"]) for row in rows]
+    for row in rows:
+        row["gap"] = row["units"] - best["units"]
     table["elpd"], table["se"] = zip(*sums, strict=True)
     table["elpd_diff"], table["dse"] = zip(*differences, strict=True)
     place = {id(row): w for row, w in zip(rivals, weights, strict=True)}
     table["weight"] = [place.get(id(row), np.nan) for row in rows]
     table["verdict"] = [_verdict(row, best, by_name) for row in rows]
     table["bits_per_spike"] = np.nan
-    if constant is not None:
-        gain = table["elpd"] - constant["units"].sum()
+    if "constant" in by_name:
+        gain = table["elpd"] - by_name["constant"]["units"].sum()
         table["bits_per_spike"] = gain / (table["spikes"] * np.log(2))
-    return table.sort_values("elpd", ascending=False)
+    return table.sort_values("elpd", ascending=False, kind="stable")
 
 
 def _verdict(row: dict, best: dict, by_name: dict[str, dict]) -> str:
     """What may be said of a row, in the words of the documentation."""
-    if row["kind"] == "control":
-        return "control"
-    words = []
+    words = ["control"] if row["kind"] == "control" and row is not best else []
     if row is best:
-        words.append("best")
-        words += _adequacy(row, by_name)
-    else:
-        far = distinguished(*paired(row["units"], best["units"]))
-        words.append("behind" if far else "not distinguished")
-    if row["unsaturated"]:
+        words += ["best", *_adequacy(row, by_name)]
+    elif np.isnan(row["units"]).any():
+        words.append("not scored")
+    elif not words:
+        words.append("behind" if _behind(row["gap"]) else "not distinguished")
+    if words[0] in ("best", "not distinguished"):
+        words += _floor(row, by_name)
+    if row["unsaturated"] and row["kind"] != "control":
         words.append("not saturating: power law")
     if row["k_hat"] > 0.7:
         words.append("k-hat above 0.7: use NUTS")
@@ -223,28 +243,51 @@ def _verdict(row: dict, best: dict, by_name: dict[str, dict]) -> str:
 
 
 def _adequacy(best: dict, by_name: dict[str, dict]) -> list[str]:
-    """Whether the best row reaches the free link, and whether it beats the noise floor."""
-    words = []
-    ceiling, floor = by_name.get("free link"), by_name.get("noise floor")
-    if ceiling is not None:
-        gap, se = paired(ceiling["units"], best["units"])
-        words.append("adequate" if gap < 2 * se else f"inadequate: {gap:.0f} nats below free link")
-    if floor is not None:
-        gap, se = paired(best["units"], floor["units"])
-        if not (gap > 0 and distinguished(gap, se)):
-            words.append("a noise floor suffices")
-    return words
+    """Whether the best row reaches the free link."""
+    ceiling = by_name.get("free link")
+    if ceiling is None or ceiling is best:
+        return []
+    gap, se = paired(ceiling["units"], best["units"])
+    return ["adequate" if gap <= 2 * se else f"inadequate: {gap:.0f} nats below the free link"]
 
 
-def _mark_front_ends(tables: list[pd.DataFrame], data: str) -> None:
-    """Add 'depends on the front end' where a row is behind under one front end and not another."""
-    mine = [t for t in tables if (t["data"] == data).all()]
-    together = pd.concat(mine)
-    together = together[together["kind"] != "control"]
-    behind = together["verdict"].str.startswith("behind")
-    key = [together["hypothesis"], together["gauge"]]
-    changes = behind.groupby(key).agg(lambda b: b.any() and not b.all())
-    for table in mine:
-        for i, row in table.iterrows():
-            if row["kind"] != "control" and changes.get((row["hypothesis"], row["gauge"]), False):
-                table.loc[i, "verdict"] = row["verdict"] + "; depends on the front end"
+def _floor(row: dict, by_name: dict[str, dict]) -> list[str]:
+    """Whether a row beats the noise floor."""
+    floor = by_name.get("noise floor")
+    if floor is None or floor is row:
+        return []
+    gap, se = paired(row["units"], floor["units"])
+    return [] if gap > 0 and distinguished(gap, se) else ["a noise floor suffices"]
+
+
+def _mark_front_ends(tables: list[pd.DataFrame], rows: list[dict]) -> list[pd.DataFrame]:
+    """Add 'depends on the front end' where how far a row is behind is another under another one.
+
+    That is: behind under one front end and not under another, or its distance to the best of its
+    front end differs between two of them by 2 standard errors and 4 nats, paired over units.
+    """
+    gaps: dict[tuple, list[np.ndarray]] = {}
+    for row in rows:
+        if row["kind"] != "control":
+            gaps.setdefault((row["hypothesis"], row["gauge"]), []).append(row["gap"])
+    changes = {
+        key: any(
+            _behind(a) != _behind(b) or distinguished(*paired(a, b))
+            for a, b in itertools.combinations(own, 2)
+        )
+        for key, own in gaps.items()
+    }
+    for table in tables:
+        columns = (table[c] for c in ("hypothesis", "gauge", "kind", "verdict"))
+        table["verdict"] = [
+            verdict + "; depends on the front end"
+            if kind != "control" and changes[name, gauge]
+            else verdict
+            for name, gauge, kind, verdict in zip(*columns, strict=True)
+        ]
+    return tables
+
+
+def _behind(gap: np.ndarray) -> bool:
+    """Whether a row is behind the best, given its paired difference in each unit."""
+    return not np.isfinite(gap).all() or distinguished(*paired(gap, np.zeros_like(gap)))

@@ -1,24 +1,29 @@
-"""The hypotheses of a comparison: named weightings, learned laws, and the controls that keep them honest.
+r"""The hypotheses of a comparison: named weightings, learned laws, and the controls beside them.
 
-A named weighting is a hypothesis about shape and, in the gauge κ = 1, about scale; beside it stands its free-scale
-rival (the law of the same family, or the weighting with κ free). The controls are no weightings: constant, history only,
-the free monotone link that is the ceiling, and for choices the noise floor, which is the null.
+.. math:: w_{name}(\lambda + \text{shift}) \;\text{(gauge fixed)}, \quad
+          w_{name}(\kappa(\lambda + \text{shift})) \;\text{or its family's law} \;\text{(free)}
+
+A named weighting is a hypothesis about shape and, in the gauge κ = 1, about scale; beside it stands
+its free-scale rival: the law of the same family, or the weighting with κ free. The controls keep
+them honest: constant, history only, the free monotone link that is the ceiling, and for choices the
+noise floor, which is the null.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import torch
+import numpy as np
 import xarray as xr
 from torch import nn
 
 from neurodiff.diffusion import laws
 from neurodiff.diffusion.law import Law
-from neurodiff.diffusion.weighting import SurvivalWeighting, canonical, weighting
+from neurodiff.diffusion.weighting import SurvivalWeighting, Weighting, canonical, weighting
 from neurodiff.inference.priors import nearest
 from neurodiff.perception.controls import Constant, NoiseFloor
 from neurodiff.perception.free_link import FreeLink
-from neurodiff.perception.frontend import InternalNoise, Nominal, PowerFilter
+from neurodiff.perception.frontend import InternalNoise, Nominal, PowerFilter, Sensitivity
+from neurodiff.perception.ideal import Binary, alternatives
 from neurodiff.perception.observers import Choice, Counts
 from neurodiff.perception.stopping import Gauge, Limited, Threshold
 
@@ -35,9 +40,18 @@ LAWS: dict[str, type[Law]] = {
 DEFAULT_LAWS = ("logistic", "normal", "gumbel-max", "gumbel-min", "exponential")
 DEFAULT_NAMED = ("sigmoid", "flow-matching", "edm-monotonic", "deadline", "step")
 FRONT_ENDS = ("none", "power-filter", "internal-noise")
+MODELS = ("threshold", "limited")
 _STEP = 0.05  # nats over which `step` is smoothed, so that its place has a gradient
+# the law that has a named weighting's shape and a free scale
+_FAMILY = {
+    "sigmoid": "logistic",
+    "flow-matching": "exponential",
+    "indi": "exponential",
+    "deadline": "gumbel-min",
+}
 # in its own coordinate these begin to stop at 0, so that the shift is -λ_min
-_EXPONENTIALS = ("flow-matching", "v-cosine", "indi")
+_EXPONENTIALS = ("flow-matching", "indi")
+_SCALELESS = ("step", "elbo")
 
 
 @dataclass(frozen=True)
@@ -72,6 +86,7 @@ class Task:
         guess: Guess rate, if known otherwise.
         history: Bins of spike history.
         most: Most spikes that a bin can hold (1), or None.
+        width: Width of a bin in seconds.
     """
 
     model: str = "threshold"
@@ -80,37 +95,73 @@ class Task:
     guess: float | None = None
     history: int = 15
     most: int | None = 1
+    width: float = 1e-3
 
 
 def task_of(
-    data: xr.Dataset, model: str = "threshold", choices: int | None = None, guess: float | None = None
+    data: xr.Dataset,
+    model: str = "threshold",
+    choices: int | None = None,
+    guess: float | None = None,
 ) -> Task:
-    """The task that a data set's variables suggest: counts where there are any, else right and wrong.
+    """The task that a data set's variables suggest: counts if there are any, else right and wrong.
 
     Raises:
-        ValueError: If the data hold neither ``count`` nor ``correct``.
+        ValueError: If the model is unknown or does not go with the data, or the data hold neither
+            ``count`` nor ``correct``.
+
+    >>> task_of(xr.Dataset({"correct": ("trial", [1.0])}), choices=2).response
+    'correct'
     """
+    if model not in MODELS:
+        raise ValueError(f"unknown model {model!r}: {nearest(model, list(MODELS))}")
     if "count" in data:
-        many = bool((data["count"] > 1).any())
-        return Task(model, "count", most=None if many else 1)
+        return _count_task(data, model, choices, guess)
     if "correct" not in data:
-        found = ", ".join(str(v) for v in data.data_vars)
-        raise ValueError(f"the data hold neither 'count' nor 'correct', found: {found}")
+        found = ", ".join(str(v) for v in data.variables) or "nothing"
+        raise ValueError(
+            f"the data hold neither 'count' nor 'correct' (they hold: {found}): add a column "
+            "'correct' of 1 (right), 0 (wrong) and empty (no answer), or 'count' of spikes"
+        )
     if choices is None and guess is None and "n_choices" in data.attrs:
         choices = int(data.attrs["n_choices"])
-    return Task(model, "correct", choices, guess)
+    if model == "limited" and choices is None:
+        raise ValueError(
+            "the limited kind needs the number of alternatives, which gives the ideal observer: "
+            "give --choices N"
+        )
+    return Task(model, "correct", choices, guess, history=0, most=None)
 
 
-def named_laws(names: Sequence[str]) -> list[str]:
-    """Check law names.
+def _count_task(data: xr.Dataset, model: str, choices: int | None, guess: float | None) -> Task:
+    count = data["count"]
+    if model != "threshold" or choices is not None or guess is not None:
+        raise ValueError(
+            "the data hold counts, which have no guess rate and no ideal observer: use "
+            "--model threshold without --choices and --guess"
+        )
+    if count.ndim != 1:
+        raise ValueError(f"'count' has dimensions {count.dims}, wanted one unit: data.isel(unit=0)")
+    ordered = count.dims == ("time",)
+    step = float(np.diff(data["time"][:2])[0]) if ordered and "time" in data.indexes else 1.0
+    width = float(data.attrs.get("bin_width", step))
+    most = None if bool((count > 1).any()) else 1
+    return Task(model, "count", history=15 if ordered else 0, most=most, width=width)
+
+
+def common_task(tasks: Sequence[Task]) -> Task:
+    """One task for all parts: a bin may hold several spikes in all if it does in one.
 
     Raises:
-        ValueError: If a name is unknown; the nearest is named.
+        ValueError: If the parts differ in anything else.
     """
-    for name in names:
-        if name not in LAWS:
-            raise ValueError(f"unknown law {name!r}: {nearest(name, list(LAWS))}")
-    return list(names)
+    most = None if any(task.most is None for task in tasks) else 1
+    alike = {replace(task, most=most) for task in tasks}
+    if len(alike) > 1:
+        raise ValueError(
+            f"the parts differ in their task, fit them apart: {sorted(map(str, alike))}"
+        )
+    return alike.pop()
 
 
 def plan(
@@ -120,83 +171,113 @@ def plan(
     law_names: Sequence[str] | None = None,
     controls: bool = True,
 ) -> list[Hypothesis]:
-    """The rows of a comparison, duplicates joined.
+    """The rows of a comparison, duplicates joined, each named weighting with its free-scale rival.
 
     Args:
         task: How responses are read.
         front_ends: Each runs with all hypotheses.
-        named: Weightings by name; by default those whose stopping law the threshold kind can use.
+        named: Weightings by name; by default those whose stopping law the threshold kind can use
+            (and the ELBO for the limited kind). ``DEFAULT_NAMED`` and ``DEFAULT_LAWS`` both, if
+            neither is given.
         law_names: Laws by name.
         controls: Whether the control rows are added.
 
-    >>> [h.name for h in plan(Task(), named=["sigmoid", "debiased"], law_names=[], controls=False)]
-    ['sigmoid/debiased']
+    Raises:
+        ValueError: If a name is unknown; the nearest is named.
+
+    >>> rows = plan(Task(), named=["sigmoid", "debiased"], law_names=[], controls=False)
+    >>> [(row.name, row.gauge) for row in rows]
+    [('sigmoid/debiased', 'fixed'), ('logistic', 'free')]
     """
-    chosen = DEFAULT_NAMED if named is None and law_names is None else named or ()
-    learned = DEFAULT_LAWS if named is None and law_names is None else law_names or ()
+    both = named is None and law_names is None
+    extra = ("elbo",) if task.model == "limited" else ()
+    chosen = (*extra, *DEFAULT_NAMED) if both else tuple(named or ())
+    learned = list(DEFAULT_LAWS if both else law_names or ())
+    for name in learned:
+        if name not in LAWS:
+            raise ValueError(f"unknown law {name!r}: {nearest(name, list(LAWS))}")
+    joined = list(dict.fromkeys(canonical(name) for name in chosen))  # unknown names fail here
+    keys = {name: name.split("/")[0] for name in joined}
+    learned += [_FAMILY[key] for key in keys.values() if key in _FAMILY]
+    alone = {n: k for n, k in keys.items() if k not in _FAMILY and k not in _SCALELESS}
     rows = []
     for end in front_ends:
         if end not in FRONT_ENDS:
             raise ValueError(f"unknown front end {end!r}: {nearest(end, list(FRONT_ENDS))}")
-        for key in {canonical(name): name for name in chosen}.values():
-            weighting(key)  # an unknown name fails here, naming the nearest
-            rows.append(Hypothesis(canonical(key), "named", end, "fixed", key))
-        if "edm-monotonic" in chosen:  # the one default whose family is no law of its own
-            rows.append(Hypothesis("edm-monotonic", "named", end, "free", "edm-monotonic"))
-        rows += [Hypothesis(name, "law", end, "free", name) for name in named_laws(learned)]
+        rows += [Hypothesis(name, "named", end, "fixed", key) for name, key in keys.items()]
+        rows += [Hypothesis(name, "named", end, "free", key) for name, key in alone.items()]
+        rows += [Hypothesis(name, "law", end, "free", name) for name in dict.fromkeys(learned)]
         if controls:
-            rows += [Hypothesis(c, "control", end, "free", c) for c in _controls(task, end)]
+            rows += [Hypothesis(c, "control", end, "free", c) for c in _controls(task)]
     return rows
 
 
-def _controls(task: Task, front_end: str) -> list[str]:
+def _controls(task: Task) -> list[str]:
     if task.response == "count":
-        return ["constant", "history only", "free link"]
-    floor = ["noise floor"] if task.choices is not None else []
-    return ["constant", "free link", *floor]
-
-
-def front_end_of(name: str) -> nn.Module:
-    """The front end of a name."""
-    return {"none": Nominal, "power-filter": PowerFilter, "internal-noise": InternalNoise}[name]()
-
-
-def observer_of(task: Task, history: bool = True) -> nn.Module:
-    """The observer of a task."""
-    if task.response == "count":
-        return Counts(history=task.history if history else 0, most=task.most)
-    return Choice(choices=task.choices, guess=task.guess)
+        return ["constant", *(["history only"] if task.history else []), "free link"]
+    return ["constant", "free link", *(["noise floor"] if task.choices is not None else [])]
 
 
 def build(hypothesis: Hypothesis, task: Task, data: xr.Dataset) -> nn.Module:
     """The model of a hypothesis.
 
+    Args:
+        hypothesis: What to build.
+        task: How responses are read.
+        data: Whose logsnr places the knots of the free link.
+
     Raises:
         ValueError: If a weighting has no stopping law; the message names where it rises.
+
+    >>> row = Hypothesis("logistic", "law", "none", "free", "logistic")
+    >>> build(row, Task(), xr.Dataset()).weighting
+    SurvivalWeighting(...)
     """
-    key, end = hypothesis.key, front_end_of(hypothesis.front_end)
+    key, end = hypothesis.key, _front_end(hypothesis.front_end, task)
     if key in ("constant", "history only"):
-        return Constant(observer_of(task, history=key == "history only"))
+        return Constant(_observer(task, history=key == "history only"))
     if key == "noise floor":
         internal = hypothesis.front_end != "internal-noise"
-        return NoiseFloor(task.choices or 2, internal=internal, front_end=end)
-    if key == "free link":
-        w = SurvivalWeighting(FreeLink.on(torch.as_tensor(data["logsnr"].values)))
-    elif hypothesis.kind == "law" or (hypothesis.permuted and key in LAWS):
-        w = SurvivalWeighting(LAWS[key]())
-    elif key == "step":
+        return NoiseFloor(task.choices or 2, internal=internal, front_end=_plain(end))
+    if key == "free link":  # the ceiling is any monotone curve, whatever the kind
+        w = SurvivalWeighting(FreeLink.on(data["logsnr"].values))
+        return Threshold(w, _observer(task), _plain(end))
+    w = _weighting(hypothesis)
+    if task.model == "threshold":
+        return Threshold(w, _observer(task), end)
+    ideal = Binary() if task.choices == 2 else alternatives(task.choices or 2)
+    observer = Choice(choices=task.choices)  # the ceiling and lapse that the controls have
+    return Limited(w, ideal, observer, end)
+
+
+def _weighting(hypothesis: Hypothesis) -> Weighting:
+    key, free = hypothesis.key, hypothesis.gauge == "free"
+    if key in LAWS:
+        return SurvivalWeighting(LAWS[key]())
+    if key == "step":
         w = SurvivalWeighting(laws.Logistic(scale=_STEP))
         w.law.scale.requires_grad_(False)
-    else:
-        start = 0.0 if key in _EXPONENTIALS else None
-        w = weighting(key)
-        if task.model == "threshold" or key != "elbo":
-            w = Gauge(w, free=hypothesis.gauge == "free", logsnr_min=start)
-    if task.model == "threshold":
-        return Threshold(w, observer_of(task), end)
-    if task.model == "limited":
-        from neurodiff.perception.ideal import Binary, alternatives
+        return w
+    w = weighting(key)
+    if key == "elbo":  # the limited kind alone has a use for it; Threshold says why
+        return w
+    return Gauge(w, free=free, logsnr_min=0.0 if key in _EXPONENTIALS else None)
 
-        ideal = Binary() if (task.choices or 2) == 2 else alternatives(task.choices or 2)
-        return Limited(w, ideal, front_end=end)
-    raise ValueError(f"unknown model {task.model!r}: {nearest(task.model, ['threshold', 'limited'])}")
+
+def _front_end(name: str, task: Task) -> nn.Module:
+    """The front end of a name; the limited kind also learns where on logsnr the task stands."""
+    if name == "none":
+        return Sensitivity() if task.model == "limited" else Nominal()
+    return PowerFilter() if name == "power-filter" else InternalNoise()
+
+
+def _plain(end: nn.Module) -> nn.Module:
+    """Controls have a place of their own on logsnr, and need no sensitivity."""
+    return Nominal() if isinstance(end, Sensitivity) else end
+
+
+def _observer(task: Task, history: bool = True) -> nn.Module:
+    if task.response == "count":
+        bins = task.history if history else 0
+        return Counts(history=bins, width=task.width, most=task.most)
+    return Choice(choices=task.choices, guess=task.guess)

@@ -1,0 +1,289 @@
+"""The command line: every command is one call of the library, with its results printed.
+
+Exit codes: 0, done; 1, done but for fits that failed, or cut short by a worker's death; 2, input
+that cannot be used; 130, Ctrl-C. Libraries load inside the commands, so that help comes at once.
+"""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import App, CycloptsError, Parameter
+
+from neurodiff import __version__
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.console import Console
+
+Names = Annotated[list[str] | None, Parameter(consume_multiple=True)]
+
+app = App(
+    name="neurodiff",
+    version=f"neurodiff {__version__}",
+    help="At which signal-to-noise ratio does an observer, animal or neuron stop denoising?",
+    suppress_keyboard_interrupt=False,
+)
+datasets = App(name="datasets", help="Published data sets: list them, show a card, fetch files.")
+app.command(datasets)
+
+
+def main(tokens: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Returns:
+        The exit code.
+
+    >>> main(["fit", "no-such.csv", "--model", "threshold"])
+    2
+    """
+    from neurodiff.inference.study import Unfinished
+
+    try:
+        code = app(tokens, exit_on_error=False, result_action="return_value")
+        return code if isinstance(code, int) else 0
+    except CycloptsError:  # printed by cyclopts
+        return 2
+    except KeyboardInterrupt:
+        return _complain("stopped; fits that are done are kept: go on with --resume", 130)
+    except Unfinished as error:
+        return _complain(str(error), 1)
+    except (ValueError, OSError) as error:
+        return _complain(str(error), 2)
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"neurodiff: {message}", file=sys.stderr)
+    return code
+
+
+@app.command
+def demo(*, out: Path | None = None, seed: int = 0, workers: int = 2) -> int:
+    """Which weighting does an auditory receptor of a grasshopper use? Two recordings, a minute.
+
+    Args:
+        out: Run folder; by default the next number under runs/.
+        seed: The same seed gives the same result.
+        workers: Processes.
+    """
+    from neurodiff.data.datasets import load
+    from neurodiff.inference.hypotheses import common_task, plan, task_of
+
+    with _status("loading"):
+        parts = [load(f"grasshopper-receptor/{part}") for part in ("1", "2")]
+    task = common_task([task_of(part) for part in parts])
+    rows = plan(task, ("none", "power-filter"))
+    out = out or _next_run()
+    code = _run(parts, rows, task, out, workers, seed=seed)
+    _draw(out)
+    return code
+
+
+@app.command
+def fit(
+    data: str,
+    /,
+    *,
+    model: str,
+    weighting: Names = None,
+    law: Names = None,
+    choices: int | None = None,
+    guess: float | None = None,
+    front_end: Names = None,
+    observers: Literal["human", "network", "all"] = "human",
+    by: str | None = None,
+    method: Literal["laplace", "svi", "nuts"] = "laplace",
+    seed: int = 0,
+    device: str = "auto",
+    workers: int = 1,
+    out: Path | None = None,
+    resume: bool = False,
+) -> int:
+    """Fit hypotheses to data, with their controls, and compare them.
+
+    Args:
+        data: A data set's name, name/part, a file, or a quoted pattern of files ('sessions/*.nc').
+        model: The kind of stopping: threshold or limited.
+        weighting: Named weightings, each with its free-scale rival; without --weighting and --law,
+            a default set of both.
+        law: Stopping laws to learn.
+        choices: Number of alternatives, which fixes the guess rate at 1/N.
+        guess: The guess rate itself. Without either, and unless the data say, it has a prior.
+        front_end: none, power-filter, internal-noise; several make several comparisons.
+        observers: Whom to fit where a data set holds people and networks.
+        by: A coordinate (subject) whose values get hierarchical parameters; predictions are then
+            scored on values left out.
+        method: How posteriors are found.
+        seed: The same seed gives the same result.
+        device: cpu, cuda or auto.
+        workers: Processes.
+        out: Run folder, new or empty; by default the next number under runs/.
+        resume: Go on in a run folder: fits that are there are kept.
+    """
+    from neurodiff.data.gather import gather
+    from neurodiff.inference.hypotheses import common_task, plan, task_of
+    from neurodiff.inference.nuts import NUTS
+    from neurodiff.inference.svi import SVI
+
+    with _status("reading"):
+        parts, unread = gather(data, choices, observers)
+    task = common_task([task_of(part, model, choices, guess) for part in parts])
+    rows = plan(task, front_end or ("none",), weighting, law)
+    how = {"laplace": None, "svi": SVI(), "nuts": NUTS()}[method]
+    options = {"method": how, "by": by, "seed": seed, "device": device, "resume": resume}
+    out = out or _next_run()
+    code = _run(parts, rows, task, out, workers, unread=unread, **options)
+    if observed := {part.attrs["observers"] for part in parts if "observers" in part.attrs}:
+        print(f"observers: {observed.pop()} only (see --observers)")
+    print(f"figures and report: neurodiff report {out}")
+    return code
+
+
+@app.command
+def compare(*folders: Path) -> None:
+    """Compare the fits of one or several run folders.
+
+    Args:
+        folders: Run folders.
+    """
+    from neurodiff.inference.compare import compare
+
+    if not folders:
+        raise ValueError("got no run folder; wanted at least one, such as runs/001")
+    several, fits = len(folders) > 1, {}
+    for folder in folders:
+        found = sorted((folder / "fits").glob("*.nc"))
+        if not found:
+            raise ValueError(f"{folder} holds no fits (fits/*.nc); wanted a run folder")
+        fits |= {f"{folder}/{path.stem}" if several else path.stem: path for path in found}
+    with _status("comparing"):
+        table = compare(fits)
+    _show(table)
+
+
+@app.command
+def report(folder: Path, /) -> None:
+    """Draw the figures of a run folder and write report.html.
+
+    Args:
+        folder: A run folder.
+    """
+    if not (folder / "comparison.csv").is_file():
+        raise ValueError(f"{folder} holds no comparison.csv; wanted the folder of a finished run")
+    _draw(folder)
+
+
+@datasets.default
+@datasets.command(name="list")
+def list_cards() -> None:
+    """List the data sets."""
+    from neurodiff.data.datasets import card, cards
+
+    for name in cards():
+        print(f"{name:36}{card(name).title}")
+
+
+@datasets.command
+def show(name: str, /) -> None:
+    """Show a data set's card.
+
+    Args:
+        name: Its name.
+    """
+    from neurodiff.data.datasets import card
+
+    found = card(name)
+    size = sum(file.bytes for file in found.files) / 1e6
+    print(
+        f"{found.name}: {found.title}\n\n{found.what.strip()}\n\nlogsnr: {found.logsnr.strip()}\n"
+    )
+    print(f"parts: {', '.join(found.parts) or 'none'}\nfiles: {len(found.files)}, {size:.1f} MB")
+    print(f"licence: {found.licence}\ncite: {found.citation.strip()} doi:{found.doi}")
+
+
+@datasets.command
+def fetch(name: str, /) -> None:
+    """Make sure that a data set's files are on this machine.
+
+    Args:
+        name: Its name, or name/part.
+    """
+    from neurodiff.data.datasets import fetch
+
+    with _status("fetching"):
+        paths = fetch(name)
+    for path in paths:
+        print(path)
+
+
+def _next_run() -> Path:
+    """The next numbered folder under runs/."""
+    taken = [int(p.name) for p in Path("runs").glob("*") if p.name.isdigit()]
+    return Path("runs") / f"{max(taken, default=0) + 1:03d}"
+
+
+def _run(parts, rows, task, out: Path, processes: int, **options) -> int:  # noqa: ANN001, ANN003
+    """A study in worker processes, its tables and summary printed."""
+    from neurodiff.inference.describe import describe
+    from neurodiff.inference.pool import workers
+    from neurodiff.inference.study import study, sweep
+
+    try:
+        with workers(processes) as executor:
+            command = " ".join(["neurodiff", *sys.argv[1:]])
+            table = study(parts, rows, task, out, executor=executor, command=command, **options)
+    finally:
+        sweep(out)
+    _show(table)
+    print(describe(out))
+    return 1 if json.loads((out / "run.json").read_text())["failed"] else 0
+
+
+def _console(stderr: bool = False) -> "Console":
+    """A wide one where the output is a file."""
+    from rich.console import Console
+
+    found = Console(stderr=stderr, highlight=False)
+    return found if found.is_terminal else Console(stderr=stderr, highlight=False, width=160)
+
+
+@contextmanager
+def _status(what: str) -> Iterator[None]:
+    """A sign of life on a terminal, and nothing elsewhere."""
+    console = _console(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+    with console.status(f"{what} …"):
+        yield
+
+
+def _draw(out: Path) -> None:
+    from neurodiff.report import report
+
+    with _status("drawing"):
+        path = report(out)
+    print(f"report: {path}")
+
+
+def _show(table: "pd.DataFrame") -> None:
+    """One table for each data part and front end."""
+    from rich.table import Table
+
+    for (data, end), rows in table.groupby(["data", "front_end"], sort=False):  # pyright: ignore
+        shown = Table(title=f"{data}, front end {end} (nats)", title_justify="left", box=None)
+        for name in ("hypothesis", "gauge", "kind"):
+            shown.add_column(name)
+        numbers = ["elpd", "se", "elpd_diff", "dse", "weight"]
+        numbers += ["bits_per_spike"] if "bits_per_spike" in rows else []
+        for name in numbers:
+            shown.add_column(name, justify="right")
+        shown.add_column("verdict")
+        for row in rows.to_dict("records"):
+            digits = {"weight": 2, "bits_per_spike": 3}
+            cells = [f"{row[n]:.{digits.get(n, 1)}f}".replace("nan", "") for n in numbers]
+            shown.add_row(row["hypothesis"], row["gauge"], row["kind"], *cells, row["verdict"])
+        _console().print(shown, "")

@@ -1,0 +1,101 @@
+r"""Log densities of what a fit has not seen: blocked K-fold, and refits where PSIS fails.
+
+.. math:: \log \tfrac1S \sum_s p(y_j \mid x_s), \qquad x_s \sim p(x \mid y_i,\ m_i = 1)
+
+Folds are one batch of problems that share every tensor and differ in a 0/1 mask m over units; each
+starts at the full fit, with its Hessian. A row that stands for n equal trials is left out one trial
+at a time by a mask of (n - 1)/n.
+"""
+
+import math
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from neurodiff.inference.importance import Draws, importance_draws
+from neurodiff.inference.join import Bound
+from neurodiff.inference.laplace import Modes, find_modes
+
+_REFITS = 64  # rows refitted at most; the rest keep their k̂, which the verdict then names
+
+
+def alternating(units: int, folds: int = 5) -> np.ndarray:
+    """Fold of each unit: every ``folds``-th block, so that each fold covers the whole recording.
+
+    >>> alternating(7, 3)
+    array([0, 1, 2, 0, 1, 2, 0])
+    """
+    return np.arange(units) % folds
+
+
+def kfold(
+    bound: Bound, modes: Modes, fold: np.ndarray, draws: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Held-out elpd of each unit by K-fold, all folds as one batch.
+
+    Args:
+        bound: Model and data.
+        modes: The mode of the full fit.
+        fold: Fold of each unit.
+        draws: Posterior draws of each fold.
+        seed: Of the draws.
+
+    Returns:
+        elpd of each unit, and the Pareto k̂ of each fold's posterior.
+
+    Raises:
+        ValueError: If there are fewer than two folds.
+    """
+    count = int(fold.max()) + 1
+    if count < 2:
+        raise ValueError(
+            f"got {len(fold)} unit in {count} fold, wanted at least 2 blocks to hold out"
+        )
+    held = torch.as_tensor(fold)[None] == torch.arange(count)[:, None]
+    result = _without(bound, modes, (~held).to(bound.posterior.mask), draws, seed)
+    predicted = torch.logsumexp(result.by_unit, 1) - math.log(draws)
+    elpd = (predicted * held.to(predicted)).sum(0)
+    return elpd.cpu().numpy(), result.k_hat.cpu().numpy()
+
+
+def refit(bound: Bound, modes: Modes, loo: xr.Dataset, draws: int, seed: int) -> xr.Dataset:
+    """Leave-one-out with the rows of k̂ above 0.7 refitted without one of their trials.
+
+    Args:
+        bound: Model and data whose trials are exchangeable.
+        modes: The mode of the full fit.
+        loo: ``elpd`` and ``k_hat`` of each trial.
+        draws: Posterior draws of each refit.
+        seed: Of the draws.
+    """
+    k_hat = np.full(len(bound.posterior.response), -np.inf)
+    # where nearly all weights are equal the smoothing itself can fail
+    k_hat[bound.rows] = np.where(np.isfinite(loo["elpd"]), loo["k_hat"], np.inf)
+    bad = np.argsort(-k_hat)[: min(_REFITS, int((k_hat > 0.7).sum()))]
+    if not len(bad):
+        return loo
+    rows = torch.as_tensor(bad.copy(), device=bound.posterior.mask.device)
+    each = torch.arange(len(bad), device=rows.device)
+    weight = bound.posterior.weight[rows]
+    mask = bound.posterior.mask.expand(len(bad), -1).clone()
+    mask[each, rows] = (weight - 1) / weight
+    result = _without(bound, modes, mask, draws, seed)
+    log_p = result.by_unit[each, :, rows] / weight[:, None]
+    elpd, own = loo["elpd"].values.copy(), loo["k_hat"].values.copy()
+    for row, value, k in zip(bad, _log_mean(log_p), result.k_hat.cpu().numpy(), strict=True):
+        elpd[bound.rows == row], own[bound.rows == row] = value, k
+    return loo.assign(elpd=(loo["elpd"].dims, elpd), k_hat=(loo["k_hat"].dims, own))
+
+
+def _log_mean(log_p: Tensor) -> np.ndarray:
+    return (torch.logsumexp(log_p, 1) - math.log(log_p.shape[1])).cpu().numpy()
+
+
+def _without(bound: Bound, modes: Modes, mask: Tensor, draws: int, seed: int) -> Draws:
+    """Posterior draws of the problems that differ in what they are trained on."""
+    problems = bound.posterior.with_mask(mask)
+    inverse = (modes.factor @ modes.factor.mT).expand(len(mask), -1, -1)
+    found = find_modes(problems, modes.u.expand(len(mask), -1), inverse)
+    return importance_draws(problems, found, draws, torch.Generator().manual_seed(seed))

@@ -1,0 +1,114 @@
+"""Leave-one-subject-out against quadrature over the population."""
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from torch import nn
+from torch.distributions import Bernoulli, Normal
+
+from neurodiff.inference.join import join
+from neurodiff.inference.loso import Population, leave_one_group_out
+
+
+class Coin(nn.Module):
+    """P(correct) = sigmoid(theta)."""
+
+    requires = ("one",)
+    response = "correct"
+
+    def __init__(self):
+        super().__init__()
+        self.theta = nn.Parameter(torch.tensor(0.0))
+        self.priors = {"theta": Normal(0.0, 1.0)}
+
+    def forward(self, trials):
+        return Bernoulli(logits=self.theta * trials["one"], validate_args=False)
+
+
+def coins(right, n):
+    answers = np.concatenate([np.repeat([1.0, 0.0], [k, n - k]) for k in right])
+    subject = np.repeat([f"s{i:02d}" for i in range(len(right))], n)
+    return xr.Dataset(
+        {"one": ("trial", np.ones(len(answers))), "correct": ("trial", answers)},
+        coords={"subject": ("trial", subject)},
+    )
+
+
+def exact(right, n, held):
+    """log p(y_s | others) of each subject of ``held``, by quadrature over θ, μ and log τ."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(80)
+    mu, log_tau = np.meshgrid(np.linspace(-5, 5, 161), np.linspace(-7, 2, 241), indexing="ij")
+    tau = np.exp(log_tau)
+    log_prior = -0.5 * mu**2 - 0.5 * tau**2 + log_tau
+    theta = mu[..., None] + tau[..., None] * nodes
+
+    def likelihood(k):
+        log_p = -k * np.logaddexp(0, -theta) - (n - k) * np.logaddexp(0, theta)
+        top = log_p.max()
+        return np.log((np.exp(log_p - top) * weights).sum(-1) / np.sqrt(2 * np.pi)) + top
+
+    each = {k: likelihood(k) for k in set(right)}
+    found = []
+    for own, out in held:
+        others = log_prior + sum(each[k] for i, k in enumerate(right) if i not in out)
+        p = np.exp(others - others.max())
+        found.append(np.log((p * np.exp(each[right[own]])).sum() / p.sum()))
+    return np.array(found)
+
+
+def test_against_quadrature():
+    right, n = [24, 20, 9, 27], 30
+    scores = leave_one_group_out(join(Coin(), coins(right, n), by="subject"), 1000, 0)
+    wanted = exact(right, n, [(i, {i}) for i in range(4)])
+    # 1000 draws of the population, correlated in chains, and of the subject
+    np.testing.assert_allclose(scores["elpd"], wanted, atol=0.15)
+    # subjects differ by more than that, so their order counts
+    assert np.ptp(wanted) > 5
+    assert scores["subject"].values.tolist() == ["s00", "s01", "s02", "s03"]
+    assert (scores["k_hat"] < 0.7).all()
+    assert scores["r_hat"].dims == ("subject",)
+
+
+def test_a_subject_is_not_predicted_from_itself():
+    # the odd one is far from the others, and the whole posterior would know it
+    right, n = [25, 24, 25, 9], 30
+    scores = leave_one_group_out(join(Coin(), coins(right, n), by="subject"), 1000, 0)
+    wanted = exact(right, n, [(3, {3})])[0]
+    informed = exact(right, n, [(3, set())])[0]
+    assert scores["elpd"].values[3] == pytest.approx(wanted, abs=0.2)
+    assert informed - wanted > 1
+
+
+@pytest.mark.slow
+def test_beyond_ten_subjects_tenths_are_held_out_together():
+    right, n = [12, 10, 13, 9, 11, 14, 12, 8, 10, 12, 5, 11], 15
+    scores = leave_one_group_out(join(Coin(), coins(right, n), by="subject"), 1000, 0)
+    wanted = exact(right, n, [(i, {j for j in range(12) if j % 10 == i % 10}) for i in range(12)])
+    np.testing.assert_allclose(scores["elpd"], wanted, atol=0.15)
+
+
+def test_a_population_is_a_density_and_draws_from_itself():
+    site = join(Coin(), coins([3, 4], 8)).pooled.sites
+    mean, sd = torch.tensor([[-1.0], [2.0]]), torch.tensor([[0.5], [1.0]])
+    population = Population(site, mean, sd)
+    u = torch.linspace(-8, 10, 4001)[:, None]
+    density = torch.vmap(population.log_prior)(u).exp()
+    assert torch.trapezoid(density, u[:, 0]).item() == pytest.approx(1, abs=1e-6)
+    drawn = population.draw_prior(20_000)
+    middle, spread = 0.5, np.sqrt((0.25 + 1) / 2 + 1.5**2)
+    assert drawn.mean().item() == pytest.approx(middle, abs=4 * spread / np.sqrt(20_000))
+    assert drawn.std().item() == pytest.approx(spread, rel=0.03)
+
+
+def test_k_hat_names_a_subject_that_few_draws_of_the_population_explain():
+    generator = torch.Generator().manual_seed(0)
+    mean, sd = torch.randn(500, 1, generator=generator), torch.full((500, 1), 0.05)
+    population = Population(join(Coin(), coins([3, 4], 8)).pooled.sites, mean, sd)
+    assert population.k_hat(torch.randn(400, 1, generator=generator)) < 0.7
+    assert population.k_hat(torch.full((400, 1), 4.0)) > 0.7
+
+
+def test_needs_groups():
+    with pytest.raises(TypeError, match="has no groups"):
+        leave_one_group_out(join(Coin(), coins([3, 4], 8)), 100, 0)
