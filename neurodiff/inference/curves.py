@@ -8,6 +8,7 @@ density is per nat, by forward differentiation of w: where w jumps it is zero, n
 
 import numpy as np
 import torch
+import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 from torch.func import functional_call, jvp, vmap
@@ -53,3 +54,24 @@ def curves(bound: Bound, u: Float[Tensor, "draw size"]) -> tuple[Tensor, Tensor,
         else:
             w, density = (vmap(vmap(both)) if grouped else vmap(both))(learned)
     return grid, w, density
+
+
+def contraction(bound: Bound, u: Float[Tensor, "draw size"], seed: int) -> xr.Dataset:
+    r"""How much the data have told about w at each logsnr.
+
+    .. math:: 1 - \mathrm{sd}[w(\lambda) \mid \text{data}] \, / \, \mathrm{sd}[w(\lambda)]
+
+    Meaningful for a flexible law only: one with two parameters contracts most where there are no
+    data at all. Where the prior leaves nothing open there is nothing to be told, and it is 0.
+    """
+    grid, after, _ = curves(bound, u)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        prior = bound.pooled.draw_prior(500)
+    _, before, _ = curves(bound, prior.to(u))
+    ratio = after.std(0) / before.std(0).clamp_min(1e-3)
+    known = torch.where(before.std(0) > 1e-3, 1 - ratio, 0.0).clamp(0, 1)
+    return xr.Dataset(
+        {"contraction": ("logsnr", known.cpu().numpy())},
+        coords={"logsnr": ("logsnr", grid.cpu().numpy(), {"units": "nats"})},
+    )

@@ -13,8 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 import xarray as xr
+from pyro.distributions import MultivariateStudentT
 from torch import nn
+from torch.distributions import Distribution
 
 from neurodiff.diffusion import laws
 from neurodiff.diffusion.law import Law
@@ -240,14 +243,30 @@ def build(hypothesis: Hypothesis, task: Task, data: xr.Dataset) -> nn.Module:
         internal = hypothesis.front_end != "internal-noise"
         return NoiseFloor(task.choices or 2, internal=internal, front_end=_plain(end))
     if key == "free link":  # the ceiling is any monotone curve, whatever the kind
-        w = SurvivalWeighting(FreeLink.on(data["logsnr"].values))
-        return Threshold(w, _observer(task), _plain(end))
+        link = FreeLink.on(data["logsnr"].values, basis=8)
+        link.smoothness.requires_grad_(False)  # see priors_of
+        return Threshold(SurvivalWeighting(link), _observer(task), _plain(end))
     w = _weighting(hypothesis)
     if task.model == "threshold":
         return Threshold(w, _observer(task), end)
     ideal = Binary() if task.choices == 2 else alternatives(task.choices or 2)
     observer = Choice(choices=task.choices)  # the ceiling and lapse that the controls have
     return Limited(w, ideal, observer, end)
+
+
+def priors_of(model: nn.Module) -> dict[str, Distribution]:
+    """Priors that take the place of a model's own in a study.
+
+    The smoothness of the free link is integrated out, so that training data alone settle it: the
+    steps of its random walk are t₃ together, a normal walk of unknown scale. Sampled beside the
+    steps that scale makes a funnel, which no proposal about a mode describes.
+    """
+    law = getattr(getattr(model, "weighting", None), "law", None)
+    if not isinstance(law, FreeLink):
+        return {}
+    zero = torch.zeros_like(law.z.detach())
+    walk = MultivariateStudentT(zero.new_tensor(3.0), zero, torch.eye(len(zero), dtype=zero.dtype))
+    return {"weighting.law.z": walk}
 
 
 def _weighting(hypothesis: Hypothesis) -> Weighting:

@@ -29,7 +29,7 @@ from neurodiff.data.schema import data_hash
 from neurodiff.inference.curves import contraction
 from neurodiff.inference.fit import choose_device, explore, modes_of
 from neurodiff.inference.heldout import alternating, kfold, refit
-from neurodiff.inference.hypotheses import Hypothesis, Task, build
+from neurodiff.inference.hypotheses import Hypothesis, Task, build, priors_of
 from neurodiff.inference.join import Bound, join
 from neurodiff.inference.laplace import Laplace, Modes
 from neurodiff.inference.loso import leave_one_group_out
@@ -99,7 +99,8 @@ def told(prior: Distribution) -> str:
     if isinstance(prior, Beta):  # whose constraints name its parameters the other way round
         names = ["concentration1", "concentration0"]
     else:
-        names = [name for name in prior.arg_constraints if name in vars(prior)]
+        other = ("logits", "covariance_matrix", "precision_matrix")  # the same by another name
+        names = [name for name in prior.arg_constraints if name not in other]
     numbers = [torch.unique(torch.as_tensor(getattr(prior, name))).tolist() for name in names]
     text = ", ".join(f"{n[0]:.3g}" if len(n) == 1 else "…" for n in numbers)
     return f"{type(prior).__name__}({text})"
@@ -128,7 +129,7 @@ def solve(unit: Unit) -> xr.DataTree:
         data = permute(data, unit.seed, _within(data, unit.by))
     model = build(unit.hypothesis, unit.task, data)
     device = choose_device(unit.device, int(np.prod(list(data.sizes.values()))))
-    bound = join(model, data, by=unit.by, device=device)
+    bound = join(model, data, priors_of(model), by=unit.by, device=device)
     began = time.perf_counter()
     starts = unit.method.starts if isinstance(unit.method, Laplace) else 4
     modes = modes_of(bound, starts, unit.seed)

@@ -91,7 +91,7 @@ class PowerFilter(nn.Module):
     requires = ("power", "logsnr")
     constraints: ClassVar = {"taps": constraints.real_vector}
 
-    def __init__(self, taps: int = 12, per_tap: int = 4, signed: bool = True) -> None:
+    def __init__(self, taps: int = 12, per_tap: int = 4, signed: bool = False) -> None:
         super().__init__()
         self.per_tap, self.signed = per_tap, signed
         self.taps = nn.Parameter(torch.zeros(taps))
