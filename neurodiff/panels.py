@@ -61,16 +61,16 @@ def curve(ax: Axes, fit: xr.DataTree, name: str) -> pd.DataFrame:
 
 
 def _strip(ax: Axes, fit: xr.DataTree, x: np.ndarray) -> pd.DataFrame:
-    """Beneath the axes: contraction, or the density of the tested logsnr."""
+    """Beneath the axes: contraction, or how often each logsnr was tested."""
     what, value, _ = summary.window(fit, x)
     if not what:
         return pd.DataFrame({"logsnr": x})
     strip = ax.inset_axes((0.0, -0.27, 1.0, 0.13), sharex=ax)
-    strip.fill_between(x, value, color=GREY, alpha=0.6, lw=0)
+    strip.fill_between(x, value, color=GREY, alpha=0.6, lw=0, step="mid")
     strip.set(ylim=(0, 1.05), xlabel=LOGSNR, yticks=(0, 1) if what == "contraction" else ())
     if what == "contraction":
         strip.axhline(summary.SAYS, color="black", lw=0.5, ls=":")
-    title = {"contraction": "contraction of a flexible law", "tested": "tested log SNR, density"}
+    title = {"contraction": "contraction of a flexible law", "tested": "tested log SNR"}
     strip.set_title(title[what], loc="left", pad=2, fontsize=6)
     ax.set_xlabel("")
     ax.tick_params(labelbottom=False)
@@ -81,7 +81,7 @@ def zoo(ax: Axes, numbers: pd.DataFrame) -> pd.DataFrame:
     """The named weightings at κ = 1, shifted to the fit's half-height."""
     mean = summary.rows(numbers, kind="fit")
     x = np.asarray(mean["logsnr"])
-    fine = np.linspace(x[0], x[-1], 1001)
+    fine = np.linspace(x[0], x[-1], 401)
     half = summary.half_height(x, np.asarray(mean["median"]))
     if half is None:  # it does not fall to ½ near the tested logsnr: there is no place to put them
         return pd.DataFrame()
@@ -151,7 +151,8 @@ def label_response(
         ax.plot([], [], ".-", color=SKY, ms=3, lw=0.6, label="each group")
     _break_axis(ax, levels, ends)
     beyond = _crop(ax, levels)
-    ax.plot([], [], " ", label=f"n = {n} {unit} a point{beyond}")
+    ax.text(0.02, 0.97, f"n = {n} {unit} a point{beyond}", transform=ax.transAxes, va="top",
+            fontsize=6)  # fmt: skip
     legend_above(ax, 2)
 
 
@@ -163,7 +164,7 @@ def _crop(ax: Axes, levels: np.ndarray) -> str:
     stray = int((finite < left).sum())
     if stray:
         ax.set_xlim(left=left)
-    return f"; {stray} left of the view" if stray else ""
+    return f"\n{stray} left of the view" if stray else ""
 
 
 def _break_axis(ax: Axes, levels: np.ndarray, ends: dict[float, float]) -> None:

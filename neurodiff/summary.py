@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
-from scipy.stats import binom, binomtest, gaussian_kde
+from scipy.stats import binom, binomtest
 
 from neurodiff.diffusion.weighting import to_stopping
 from neurodiff.diffusion.weighting import weighting as named
@@ -87,12 +87,13 @@ def quantiles(draws: np.ndarray) -> dict[str, np.ndarray]:
 def window(fit: xr.DataTree, logsnr: np.ndarray) -> tuple[str, np.ndarray, np.ndarray]:
     """Where along logsnr the data speak.
 
-    The contraction of a flexible law where the fit carries it (group ``information``), else the
-    density of the tested logsnr (group ``constant_data``), else nothing is known.
+    The contraction of a flexible law where the fit carries it (group ``information``), else how
+    often each logsnr was tested (group ``constant_data``), else nothing is known.
 
     Returns:
         What is shown (``contraction``, ``tested`` or empty), its values in [0, 1], and where the
-        data say something: contraction of at least 0.1, or between the outermost tested logsnr.
+        data say something: contraction of at least 0.1, or within the central 99 % of what was
+        tested.
     """
     if "information" in fit.children:
         known = fit["information"].dataset["contraction"]
@@ -101,10 +102,12 @@ def window(fit: xr.DataTree, logsnr: np.ndarray) -> tuple[str, np.ndarray, np.nd
     if "constant_data" in fit.children and "logsnr" in fit["constant_data"]:
         tested = fit["constant_data"].dataset["logsnr"].values
         tested = tested[np.isfinite(tested)]
-        if len(np.unique(tested)) > 1:
-            density = gaussian_kde(tested[:: max(1, len(tested) // 2000)])(logsnr)
-            inside = (logsnr >= tested.min()) & (logsnr <= tested.max())
-            return "tested", density / density.max(), inside
+        if len(tested):
+            half = (logsnr[1] - logsnr[0]) / 2
+            count = np.histogram(tested, np.r_[logsnr - half, logsnr[-1] + half])[0]
+            low, high = np.quantile(tested, [0.005, 0.995])
+            density = count / max(1, count.max())
+            return "tested", density, (logsnr >= low - half) & (logsnr <= high + half)
     return "", np.zeros_like(logsnr), np.ones(len(logsnr), dtype=bool)
 
 

@@ -15,7 +15,14 @@ CHAIN = ["diffusion", "data", "perception", "inference", "plot", "report", "cli"
 MAY_IMPORT = {layer: set(CHAIN[: i + 1]) for i, layer in enumerate(CHAIN)}
 MAY_IMPORT["data"].discard("diffusion")
 # what a module at the top belongs to
-BELONGS = {"plot": "plot", "panels": "plot", "summary": "plot", "report": "report", "cli": "cli"}
+BELONGS = {
+    "plot": "plot",
+    "panels": "plot",
+    "summary": "plot",
+    "page": "report",
+    "report": "report",
+    "cli": "cli",
+}
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
 
 
