@@ -1,0 +1,167 @@
+# %% [markdown]
+# # People recognising objects in noise reject the step; networks need two to three nats more
+#
+# Five people and three networks, 16 alternatives, eight noise levels (Geirhos et al. 2018).
+# Internal noise is free throughout; logsnr is nominal, or corrected for the clipping of pixels at
+# the two highest levels. Hypotheses are compared by leaving each person out of the population.
+#
+#     python analyses/02_people_under_noise.py [--fit] [--workers 2]
+#
+# Without `--fit` the figure is made from `results/02_*`, which the fits left.
+
+# %%
+import argparse
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+import neurodiff as nd
+from neurodiff.inference.hypotheses import plan, task_of
+from neurodiff.inference.study import study
+from neurodiff.perception.frontend import InternalNoise
+
+HERE = Path(__file__).parent
+RESULTS, FIGURES = HERE / "results", HERE.parent / "paper" / "figures"
+NAMED = ("sigmoid", "flow-matching", "edm-monotonic", "indi", "deadline", "step")
+LAWS = ("logistic", "normal", "gumbel-max", "gumbel-min", "exponential")
+
+
+# %%
+def observers(kind, mapping):
+    """Trials of people or networks, in the nominal or the clip-corrected logsnr."""
+    data = nd.load("geirhos2018-degraded-objects/noise")
+    data = data.isel(trial=data["observer_kind"].values == kind)
+    if mapping == "clipped":
+        data = data.assign(logsnr=data["logsnr_clipped"])
+    return data.assign_attrs(name=f"noise, {mapping}")
+
+
+def one(data, name):
+    """A single observer."""
+    return data.isel(trial=data["subject"].values == name).assign_attrs(
+        name=f"{data.attrs['name']}, {name}"
+    )
+
+
+def logistic():
+    law = nd.SurvivalWeighting(nd.laws.Logistic())
+    return nd.Threshold(law, nd.observers.Choice(choices=16), InternalNoise())
+
+
+def thresholds(mapping):
+    """Where each observer's law has its middle, and networks less people, in nats of logsnr."""
+    rows, draws = [], {}
+    for kind in ("human", "network"):
+        data = observers(kind, mapping)
+        for name in np.unique(data["subject"].values):
+            fit = nd.fit(logistic(), one(data, name), nd.Laplace(draws=2000), seed=0)
+            loc = fit["posterior"]["weighting.law.loc"].values.ravel()
+            draws.setdefault(kind, []).append(loc)
+            k_hat = float(fit["sample_stats"]["k_hat"])
+            rows.append([mapping, kind, name, *np.quantile(loc, [0.05, 0.5, 0.95]), k_hat])
+    apart = np.mean(draws["network"], 0) - np.mean(draws["human"], 0)
+    rows.append([mapping, "difference", "networks - people"])
+    rows[-1] += [*np.quantile(apart, [0.05, 0.5, 0.95]), np.nan]
+    return rows
+
+
+def predictive(data, fit):
+    """Posterior predictive χ² over levels, and the median width of the 90 % band of accuracy."""
+    observed = data["correct"].values
+    replicas = fit["posterior_predictive"]["correct"].values.reshape(-1, len(observed))
+    answered = ~np.isnan(observed)
+    level = data["logsnr"].values
+    cells = [answered & (level == value) for value in np.unique(level)]
+    p = np.array([replicas[:, cell].mean() for cell in cells])
+    n = np.array([cell.sum() for cell in cells])
+
+    def chi2(y):
+        k = np.array([y[cell].sum() for cell in cells])
+        return ((k - n * p) ** 2 / (n * p * (1 - p))).sum()
+
+    band = [np.ptp(np.quantile(replicas[:, cell].mean(1), [0.05, 0.95])) for cell in cells]
+    worse = np.mean([chi2(y) >= chi2(observed) for y in replicas])
+    return chi2(observed), worse, float(np.median(band))
+
+
+def checks(mapping):
+    """Posterior predictive check of each person under the logistic law."""
+    data, rows = observers("human", mapping), []
+    for name in np.unique(data["subject"].values):
+        person = one(data, name)
+        fit = nd.fit(logistic(), person, nd.Laplace(draws=2000), seed=0)
+        rows.append([mapping, name, *predictive(person, fit)])
+    return rows
+
+
+def run(workers):
+    """All fits; leaves the tables."""
+    people = [observers("human", mapping) for mapping in ("nominal", "clipped")]
+    each = [one(people[0], name) for name in np.unique(people[0]["subject"].values)]
+    task = task_of(people[0])
+    rows = plan(task, ("internal-noise",), NAMED, LAWS)
+    runs = Path("runs")
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        shared = {"executor": pool, "resume": True}
+        single = study(each, rows, task, runs / "02-each-person", **shared)
+        single.to_csv(RESULTS / "02_each_person.csv", index=False, float_format="%.4g")
+        joint = study(people, rows, task, runs / "02-people", by="subject", **shared)
+        joint.to_csv(RESULTS / "02_people.csv", index=False, float_format="%.4g")
+    columns = ["mapping", "kind", "observer", "q05", "median", "q95", "k_hat"]
+    places = [row for m in ("nominal", "clipped") for row in thresholds(m)]
+    pd.DataFrame(places, columns=columns).to_csv(
+        RESULTS / "02_thresholds.csv", index=False, float_format="%.4g"
+    )
+    columns = ["mapping", "person", "chi2", "p", "median_band_width"]
+    checked = [row for m in ("nominal", "clipped") for row in checks(m)]
+    pd.DataFrame(checked, columns=columns).to_csv(
+        RESULTS / "02_predictive.csv", index=False, float_format="%.4g"
+    )
+
+
+# %%
+def figure():
+    """Hypotheses by leave-one-person-out, and where people and networks stop."""
+    table = pd.read_csv(RESULTS / "02_people.csv")
+    nominal = pd.DataFrame(table[table["data"] == "noise, nominal"])
+    ax = nd.plot.comparison(nominal)
+    save(ax.figure, "02_people_comparison")
+    places = pd.read_csv(RESULTS / "02_thresholds.csv")
+    places = places[(places["mapping"] == "nominal") & (places["kind"] != "difference")]
+    with plt.style.context(nd.plot.STYLE):
+        figure, ax = plt.subplots(figsize=(3.4, 2.4), layout="constrained")
+        y = np.arange(len(places))[::-1]
+        for kind, colour, marker in (("human", "#0072B2", "o"), ("network", "#D55E00", "s")):
+            own = (places["kind"] == kind).values
+            middle = places["median"].values[own]
+            sides = np.abs(places[["q05", "q95"]].values[own] - middle[:, None]).T
+            style = {"color": colour, "fmt": marker, "ms": 4, "label": f"{kind}s, 90 % interval"}
+            ax.errorbar(middle, y[own], xerr=sides, **style)
+        ax.set_yticks(y, places["observer"])
+        ax.set_xlabel("middle of the stopping law, log SNR (nat)")
+        ax.legend(frameon=False, loc="upper right")
+        save(figure, "02_people_and_networks")
+
+
+def save(figure, name):
+    for kind in ("png", "pdf"):
+        figure.savefig(FIGURES / f"{name}.{kind}", dpi=300)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Which weighting do people use in noise?")
+    parser.add_argument("--fit", action="store_true", help="fit again (about ten minutes)")
+    parser.add_argument("--workers", type=int, default=2)
+    options = parser.parse_args()
+    FIGURES.mkdir(parents=True, exist_ok=True)
+    RESULTS.mkdir(exist_ok=True)
+    if options.fit:
+        run(options.workers)
+    figure()
+    for path in sorted(RESULTS.glob("02_*.csv")):
+        print(path.stem, pd.read_csv(path).to_string(), sep="\n")

@@ -1,0 +1,111 @@
+"""Calibration of every fitted model: 300 sets at truths from the prior, ranks and recovery.
+
+    python benchmarks/calibration.py [--sets 300]     ten minutes on a core; writes calibration.csv
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import xarray as xr
+from torch.distributions import LogNormal, Normal
+
+import neurodiff as nd
+from neurodiff.inference.calibration import calibrate, recovery
+from neurodiff.perception.frontend import InternalNoise
+from neurodiff.perception.ideal import Binary
+
+LEVELS = np.linspace(-5, 3, 9)
+
+
+def choices(repeats):
+    level = np.repeat(LEVELS, repeats)
+    return xr.Dataset({"logsnr": ("trial", level), "correct": ("trial", np.ones_like(level))})
+
+
+def bins(count):
+    level = np.linspace(-5, 5, count)
+    return xr.Dataset({"logsnr": ("time", level), "count": ("time", np.ones_like(level))})
+
+
+def survival(law):
+    return nd.SurvivalWeighting(law)
+
+
+def models():
+    """Name, model, design, and priors where the default ones would simulate data without spikes."""
+    two, sixteen = nd.observers.Choice(choices=2), nd.observers.Choice(choices=16)
+    spikes = {
+        "observer.base": LogNormal(np.log(20.0), 0.5),
+        "observer.gain": LogNormal(np.log(300.0), 0.5),
+    }
+    place = {"weighting.law.loc": Normal(-1.0, 2.0)}
+    laws = nd.laws
+    yield "choice of 2, logistic", nd.Threshold(survival(laws.Logistic()), two), choices(20), {}
+    yield "choice of 16, normal", nd.Threshold(survival(laws.Normal()), sixteen), choices(20), {}
+    yield (
+        "choice of 16, GumbelMax",
+        nd.Threshold(survival(laws.GumbelMax()), sixteen),
+        choices(20),
+        {},
+    )
+    yield "choice of 16, sigmoid", nd.Threshold(nd.weighting("sigmoid"), sixteen), choices(20), {}
+    free = nd.observers.Choice()
+    yield "choice, guess learned", nd.Threshold(survival(laws.Logistic()), free), choices(20), {}
+    noisy = nd.Threshold(survival(laws.Logistic()), sixteen, InternalNoise())
+    yield "choice of 16, internal noise", noisy, choices(20), {}
+    limited = nd.Limited(survival(laws.Logistic()), Binary())
+    yield "limited, logistic", limited, choices(20), {}
+    one = nd.observers.Counts(history=0)
+    yield (
+        "spikes, one a bin",
+        nd.Threshold(survival(laws.Logistic()), one),
+        bins(300),
+        spikes | place,
+    )
+    many = nd.observers.Counts(history=0, width=0.05, most=None)
+    yield (
+        "counts, Poisson",
+        nd.Threshold(survival(laws.Logistic()), many),
+        bins(100),
+        spikes | place,
+    )
+    over = nd.observers.Counts(history=0, width=0.05, most=None, dispersion=0.3)
+    yield (
+        "counts, neg. binomial",
+        nd.Threshold(survival(laws.Logistic()), over),
+        bins(100),
+        spikes | place,
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sets", type=int, default=300)
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".csv"))
+    options = parser.parse_args()
+    torch.set_default_dtype(torch.float64)
+    torch.set_num_threads(1)
+    rows = []
+    for name, model, design, priors in models():
+        began = time.perf_counter()
+        result = calibrate(model, design, sets=options.sets, priors=priors, seed=0)
+        seconds = time.perf_counter() - began
+        p = result.p_values
+        for component, values in recovery(result).items():
+            rows.append(
+                {"model": name, "component": component, "sets": options.sets}
+                | {k: round(v, 3) for k, v in values.items()}
+                | {"p_uniform": round(p[component], 4), "family_p": round(result.family_p, 4)}
+                | {"share_k_hat_above_0.7": round(float((result.k_hat > 0.7).mean()), 3)}
+                | {"seconds": round(seconds, 1)}
+            )
+        print(f"{name}: family-wise p = {result.family_p:.3f}, {seconds:.0f} s", flush=True)
+        pd.DataFrame(rows).to_csv(options.out, index=False)
+
+
+if __name__ == "__main__":
+    main()
