@@ -85,7 +85,7 @@ def join(
     groups, group = (None, None) if by is None else _groups(data, by, dim)
     names, index = (np.arange(len(response)), None) if unit is None else _labels(data, unit, dim)
     # before rows are merged: the middle of the tested logsnr is that of the trials
-    centre = model.centre(trials) if hasattr(model, "centre") else {}  # pyright: ignore
+    centre = _centre(model, trials)
     found = sites(model, {**centre, **(priors or {})})
     rows = _distinct(trials, response, [c for c in (group, index) if c is not None])
     first, weight = None, None
@@ -107,6 +107,13 @@ def join(
     joint = posterior(model, parameters, trials, response, index, weight)
     start = _start(parameters, centre)
     return Bound(joint, start, rows, names, unit or dim, groups, dim, by)
+
+
+def _centre(model: nn.Module, trials: dict[str, Tensor]) -> dict[str, Distribution]:
+    """Default priors that follow the data, of what is learned."""
+    learned = {name for name, p in model.named_parameters() if p.requires_grad}
+    centre = model.centre(trials) if hasattr(model, "centre") else {}  # pyright: ignore
+    return {name: prior for name, prior in centre.items() if name in learned}
 
 
 def _distinct(

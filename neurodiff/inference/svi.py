@@ -17,6 +17,7 @@ from jaxtyping import Float
 from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import AutoMultivariateNormal
 from torch import Tensor
+from torch.func import vmap
 
 from neurodiff.inference.groups import Grouped
 from neurodiff.inference.laplace import Modes
@@ -50,31 +51,47 @@ def program(posterior: Posterior) -> None:
     :meth:`~neurodiff.inference.posterior.Posterior.log_prob`, by another way: a test.
     """
     parameters = posterior.parameters
-    if isinstance(parameters, Pooled):
-        values = {site.name: _sample(site.name, site) for site in parameters.sites}
-    else:
-        values = _sample_groups(parameters)
-    pyro.factor("loglik", posterior.log_likelihood(values))
+    prefix = "" if isinstance(parameters, Pooled) else "population."
+    sampled = {prefix + s.name: _sample(prefix + s.name, s) for s in parameters.sites}
+    if isinstance(parameters, Grouped):
+        sampled |= _sample_groups(parameters)
+
+    def log_likelihood(values: dict[str, Tensor]) -> Tensor:
+        if isinstance(parameters, Grouped):
+            values = _by_trial(parameters, values)
+        return posterior.log_likelihood(values)
+
+    first = parameters.sites[0]
+    if sampled[prefix + first.name].dim() > first.value.dim():  # particles side by side
+        log_likelihood = vmap(log_likelihood)
+    pyro.factor("loglik", log_likelihood(sampled))
 
 
 def _sample(name: str, site: Site) -> Tensor:
     batch = site.value.shape[: site.value.dim() - len(site.prior.event_shape)]
-    return pyro.sample(name, site.prior.expand(batch).to_event(len(batch)))
+    return pyro.sample(name, site.prior.expand(batch).to_event(len(batch)))  # pyright: ignore
 
 
 def _sample_groups(parameters: Grouped) -> dict[str, Tensor]:
-    sites, values = parameters.sites, {}
-    means = {s.name: _sample(f"population.{s.name}", s) for s in sites}
-    spreads = {}
-    for s in sites:
+    """Spread and deviations of each parameter."""
+    values = {}
+    for s in parameters.sites:
         half = dist.HalfNormal(s.value.new_ones(s.size)).to_event(1)
-        spreads[s.name] = pyro.sample(f"spread.{s.name}", half)
-    for s in sites:
-        zero = s.value.new_zeros(parameters.groups, s.size)
-        z = pyro.sample(f"z.{s.name}", dist.Normal(zero, 1.0).to_event(2))
-        own = s.constrain(s.unconstrain(means[s.name]) + spreads[s.name] * z)
-        values[s.name] = own[parameters.index]
+        values[f"spread.{s.name}"] = pyro.sample(f"spread.{s.name}", half)
+    for s in parameters.sites:
+        normal = dist.Normal(s.value.new_zeros(parameters.groups, s.size), 1.0).to_event(2)
+        values[f"z.{s.name}"] = pyro.sample(f"z.{s.name}", normal)
     return values
+
+
+def _by_trial(parameters: Grouped, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Each trial's parameters: T(μ + τ z) of its group."""
+    found = {}
+    for s in parameters.sites:
+        mean = s.unconstrain(values[f"population.{s.name}"])
+        own = s.constrain(mean + values[f"spread.{s.name}"] * values[f"z.{s.name}"])
+        found[s.name] = own[parameters.index]
+    return found
 
 
 def run_svi(
@@ -89,7 +106,8 @@ def run_svi(
     with torch.random.fork_rng(), pyro.settings.context(module_local_params=True):
         pyro.set_rng_seed(seed)
         guide = AutoMultivariateNormal(model)
-        loss = Trace_ELBO(num_particles=method.particles)(model, guide)  # pyright: ignore
+        elbo = Trace_ELBO(method.particles, max_plate_nesting=0, vectorize_particles=True)
+        loss = elbo(model, guide)  # pyright: ignore[reportArgumentType]
         loss()  # builds the guide's parameters
         _start_at(guide, order, modes)
         history = _descend(loss, method)
