@@ -52,7 +52,7 @@ def curve(ax: Axes, fit: xr.DataTree, name: str) -> pd.DataFrame:
     for _, group in groups:
         ax.plot(x, group["median"], color=SKY, lw=0.6)
     ax.plot(x, mean["median"], color=GREY, lw=1.4)
-    label = f"mean of {len(groups)} groups" if len(groups) else np.asarray(mean["curve"])[0]
+    label = str(np.asarray(mean["curve"])[0]) + (f", mean of {len(groups)}" if len(groups) else "")
     ax.plot(x, np.where(informed, mean["median"], np.nan), color=BLUE, lw=1.4, label=label)
     if len(groups):
         ax.plot([], [], color=SKY, lw=0.6, label="each group")

@@ -50,21 +50,23 @@ def report(run_folder: str | Path) -> Path:
     folder = Path(run_folder)
     table, facts, paths = _read(folder)
     best = {tuple(row[c] for c in _LABELS) for row in page.records(table) if page.is_best(row)}
-    figures, parameters, fits, about = [], [], [], {}
+    rows = {path: _opened(path, [*page.SCORES, "information"]) for path in paths}
+    # what the data say is measured by the flexible law, and shown beneath the curves of the others
+    informed = {_where(row): row for row in rows.values() if "information" in row.children}
+    figures, parameters = [], []
     (folder / "figures").mkdir(exist_ok=True)
     with style.context(plot.STYLE):
         for data in dict.fromkeys(table["data"]):
             mine = pd.DataFrame(table[table["data"] == data])
             title = f"{data}: {len(mine)} hypotheses and controls"
             figures.append(_figure(folder, "comparison", data, title, plot.comparison, mine))
-        for path in paths:
-            row = _opened(path, page.SCORES)
-            fits.append(page.fit_row(row))
-            about[str(row.attrs.get("data", ""))] = row.attrs
+        for path, row in rows.items():
             if tuple(str(row.attrs.get(c, "")) for c in _LABELS) in best:
                 fit = _opened(path)
-                figures += _figures_of(folder, fit)
+                figures += _figures_of(folder, fit, informed.get(_where(row)))
                 parameters.append(page.parameters(fit))
+    fits = [page.fit_row(row) for row in rows.values()]
+    about = {str(row.attrs.get("data", "")): row.attrs for row in rows.values()}
     text = page.render(table, facts, figures, parameters, fits, about)
     target = folder / "report.html"
     _write(target, lambda aside: aside.write_text(text, encoding="utf-8"))
@@ -117,11 +119,18 @@ def _opened(path: Path, only: Sequence[str] | None = None) -> xr.DataTree:
     return tree
 
 
+def _where(fit: xr.DataTree) -> tuple[str, str]:
+    """Its data part and front end."""
+    return str(fit.attrs.get("data", "")), str(fit.attrs.get("front_end", ""))
+
+
 # figures
 
 
-def _figures_of(folder: Path, fit: xr.DataTree) -> list[str]:
+def _figures_of(folder: Path, fit: xr.DataTree, informed: xr.DataTree | None) -> list[str]:
     """Weighting, stopping density and responses of one fit; what it does not hold is left out."""
+    if informed is not None:
+        fit["information"] = informed["information"].to_dataset()
     data, end, gauge, name, kind = (str(fit.attrs.get(c, "")) for c in (*_LABELS, "kind"))
     where, title = f"{data}-{end}", f"{page.name_of(name, gauge, kind)}, {data}, front end {end}"
     drawn = []

@@ -208,6 +208,21 @@ def test_facts_citation_and_licence_are_escaped_and_shown(text):
     assert "Anna &amp; Ben &lt;2020&gt;." in text
 
 
+def test_contraction_comes_from_the_flexible_law(finished, broken):
+    link = a_fit("free link", "control", "free")
+    known = {"contraction": ("logsnr", [0.0, 0.5, 0.0])}
+    link["information"] = xr.Dataset(known, {"logsnr": [-1.0, 0.0, 1.0]})
+    link.to_netcdf(broken / "fits/link.nc", engine="h5netcdf")
+    report(broken)
+    numbers = pd.read_csv(broken / "figures/weighting-eyes-1-none.csv")
+    fitted = numbers[numbers["kind"] == "fit"]
+    expected = np.clip(0.5 * (1 - fitted["logsnr"].abs()), 0, None)
+    np.testing.assert_allclose(fitted["contraction"], expected, atol=1e-5)
+    tested = pd.read_csv(finished / "figures/weighting-eyes-1-none.csv")
+    assert "tested" in tested
+    assert "contraction" not in tested
+
+
 def test_figures_come_with_their_numbers(finished, text):
     assert text
     stems = [f"{w}-eyes-1-none" for w in ("response", "stopping", "weighting")]
