@@ -43,7 +43,9 @@ def gather(
     parts, unread = [], {}
     for name, get in _sources(data, n_choices).items():
         try:
-            parts.append(_keep(get().assign_attrs(name=name), observers))
+            # a copy: what pandas hands out cannot be written to, of which torch warns
+            part = get().copy(deep=True).assign_attrs(name=name)
+            parts.append(_keep(part, observers))
         except DataError as error:
             unread[name] = str(error)
     if not parts:

@@ -8,15 +8,18 @@ at a time by a mask of (n - 1)/n.
 """
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
 
-from neurodiff.inference.importance import Draws, importance_draws
+from neurodiff.inference.fit import explore
+from neurodiff.inference.importance import importance_draws
 from neurodiff.inference.join import Bound
 from neurodiff.inference.laplace import Modes, find_modes
+from neurodiff.inference.nuts import NUTS
 
 _REFITS = 64  # rows refitted at most; the rest keep their k̂, which the verdict then names
 
@@ -31,7 +34,12 @@ def alternating(units: int, folds: int = 5) -> np.ndarray:
 
 
 def kfold(
-    bound: Bound, modes: Modes, fold: np.ndarray, draws: int, seed: int
+    bound: Bound,
+    modes: Modes,
+    fold: np.ndarray,
+    draws: int,
+    seed: int,
+    nuts: NUTS | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Held-out elpd of each unit by K-fold, all folds as one batch.
 
@@ -41,6 +49,7 @@ def kfold(
         fold: Fold of each unit.
         draws: Posterior draws of each fold.
         seed: Of the draws.
+        nuts: Chains that take over where k̂ exceeds 0.7; their draws have no k̂ (-inf).
 
     Returns:
         elpd of each unit, and the Pareto k̂ of each fold's posterior.
@@ -54,13 +63,16 @@ def kfold(
             f"got {len(fold)} unit in {count} fold, wanted at least 2 blocks to hold out"
         )
     held = torch.as_tensor(fold)[None] == torch.arange(count)[:, None]
-    result = _without(bound, modes, (~held).to(bound.posterior.mask), draws, seed)
-    predicted = torch.logsumexp(result.by_unit, 1) - math.log(draws)
-    elpd = (predicted * held.to(predicted)).sum(0)
-    return elpd.cpu().numpy(), result.k_hat.cpu().numpy()
+    by_unit, k_hat = _without(bound, modes, (~held).to(bound.posterior.mask), draws, seed, nuts)
+    elpd = np.empty(len(fold))
+    for k, log_p in enumerate(by_unit):
+        elpd[fold == k] = _log_mean(log_p[:, held[k]], 0)
+    return elpd, k_hat
 
 
-def refit(bound: Bound, modes: Modes, loo: xr.Dataset, draws: int, seed: int) -> xr.Dataset:
+def refit(
+    bound: Bound, modes: Modes, loo: xr.Dataset, draws: int, seed: int, nuts: NUTS | None = None
+) -> xr.Dataset:
     """Leave-one-out with the rows of k̂ above 0.7 refitted without one of their trials.
 
     Args:
@@ -69,6 +81,7 @@ def refit(bound: Bound, modes: Modes, loo: xr.Dataset, draws: int, seed: int) ->
         loo: ``elpd`` and ``k_hat`` of each trial.
         draws: Posterior draws of each refit.
         seed: Of the draws.
+        nuts: Chains that take over where a refit's own k̂ exceeds 0.7.
     """
     k_hat = np.full(len(bound.posterior.response), -np.inf)
     # where nearly all weights are equal the smoothing itself can fail
@@ -81,21 +94,34 @@ def refit(bound: Bound, modes: Modes, loo: xr.Dataset, draws: int, seed: int) ->
     weight = bound.posterior.weight[rows]
     mask = bound.posterior.mask.expand(len(bad), -1).clone()
     mask[each, rows] = (weight - 1) / weight
-    result = _without(bound, modes, mask, draws, seed)
-    log_p = result.by_unit[each, :, rows] / weight[:, None]
+    by_unit, fresh = _without(bound, modes, mask, draws, seed, nuts)
     elpd, own = loo["elpd"].values.copy(), loo["k_hat"].values.copy()
-    for row, value, k in zip(bad, _log_mean(log_p), result.k_hat.cpu().numpy(), strict=True):
-        elpd[bound.rows == row], own[bound.rows == row] = value, k
+    for i, row in enumerate(bad):
+        here = bound.rows == row
+        elpd[here] = _log_mean(by_unit[i][:, row] / weight[i], 0)
+        own[here] = fresh[i]
     return loo.assign(elpd=(loo["elpd"].dims, elpd), k_hat=(loo["k_hat"].dims, own))
 
 
-def _log_mean(log_p: Tensor) -> np.ndarray:
-    return (torch.logsumexp(log_p, 1) - math.log(log_p.shape[1])).cpu().numpy()
+def _log_mean(log_p: Tensor, dim: int) -> np.ndarray:
+    return (torch.logsumexp(log_p, dim) - math.log(log_p.shape[dim])).cpu().numpy()
 
 
-def _without(bound: Bound, modes: Modes, mask: Tensor, draws: int, seed: int) -> Draws:
-    """Posterior draws of the problems that differ in what they are trained on."""
+def _without(
+    bound: Bound, modes: Modes, mask: Tensor, draws: int, seed: int, nuts: NUTS | None
+) -> tuple[list[Tensor], np.ndarray]:
+    """Log likelihoods (draw, unit) of problems that differ in what they train on, and their k̂."""
     problems = bound.posterior.with_mask(mask)
     inverse = (modes.factor @ modes.factor.mT).expand(len(mask), -1, -1)
     found = find_modes(problems, modes.u.expand(len(mask), -1), inverse)
-    return importance_draws(problems, found, draws, torch.Generator().manual_seed(seed))
+    result = importance_draws(problems, found, draws, torch.Generator().manual_seed(seed))
+    by_unit, k_hat = list(result.by_unit), result.k_hat.cpu().numpy().copy()
+    if nuts is None:
+        return by_unit, k_hat
+    for i in np.flatnonzero(k_hat > 0.7):
+        one = replace(bound, posterior=bound.posterior.with_mask(mask[i : i + 1]))
+        own = {name: value[i : i + 1] for name, value in vars(found).items()}
+        u, _ = explore(one, Modes(**own), nuts, seed, None)
+        by_unit[i] = one.posterior.draws_terms(u.flatten(0, 1)[None])[1][0]
+        k_hat[i] = -np.inf
+    return by_unit, k_hat

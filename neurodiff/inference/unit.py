@@ -163,15 +163,16 @@ def solve(unit: Unit) -> xr.DataTree:
 
 def _score(tree: xr.DataTree, unit: Unit, bound: Bound, modes: Modes) -> None:
     """Add the held-out elpd that goes with the unit of generalisation."""
+    nuts = unit.method if isinstance(unit.method, NUTS) else None
     if bound.unit_dim == "block":
         fold = alternating(len(bound.unit_names))
-        elpd, k_hat = kfold(bound, modes, fold, _HELD_OUT_DRAWS, unit.seed)
+        elpd, k_hat = kfold(bound, modes, fold, _HELD_OUT_DRAWS, unit.seed, nuts)
         tree["kfold"] = xr.Dataset({"elpd": ("block", elpd), "k_hat": ("fold", k_hat)})
     elif unit.by is not None:
         tree["loso"] = leave_one_group_out(bound, _HELD_OUT_DRAWS, unit.seed)
     elif "loo" in tree.children:
         loo = tree["loo"].to_dataset()
-        tree["loo"] = refit(bound, modes, loo, _HELD_OUT_DRAWS, unit.seed)
+        tree["loo"] = refit(bound, modes, loo, _HELD_OUT_DRAWS, unit.seed, nuts)
 
 
 def _within(data: xr.Dataset, by: str | None) -> str | None:

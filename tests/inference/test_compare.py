@@ -1,6 +1,7 @@
 """Verdicts, stacking and held-out densities against brute force."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -11,10 +12,12 @@ from scipy import stats
 from torch import nn
 from torch.distributions import Bernoulli, Normal
 
+from neurodiff.inference import heldout
 from neurodiff.inference.compare import COLUMNS, compare, distinguished, elpd_of, paired, stacking
 from neurodiff.inference.fit import modes_of
 from neurodiff.inference.heldout import alternating, kfold, refit
 from neurodiff.inference.join import join
+from neurodiff.inference.nuts import NUTS
 from neurodiff.inference.psis import leave_one_out
 
 
@@ -283,6 +286,31 @@ def test_kfold_against_quadrature_of_each_training_subset():
         # the relative s.d. of p(y | θ) over the posterior is below 1
         assert elpd[j] == pytest.approx(exact, abs=4 / np.sqrt(20_000))
     assert (k_hat < 0.7).all()
+
+
+def test_chains_take_over_where_importance_sampling_fails(monkeypatch):
+    right, n = np.array([3, 8, 6]), 12
+    bound = join(Coin(), coins(right, n))
+    true = heldout.importance_draws
+
+    def hopeless(problems, *rest):
+        draws = true(problems, *rest)
+        k_hat = torch.where(problems.mask[:, 0] == 0, 0.9, 0.1)  # the fold that lacks block 0
+        return replace(
+            draws, by_unit=draws.by_unit - 50 * (k_hat > 0.7)[:, None, None], k_hat=k_hat
+        )
+
+    monkeypatch.setattr(heldout, "importance_draws", hopeless)
+    args = bound, modes_of(bound, 1, 0), alternating(3, 3), 4000, 0
+    elpd, k_hat = kfold(*args, NUTS(draws=500, warmup=100, chains=2))
+    assert k_hat.tolist() == [-np.inf, 0.1, 0.1]
+    for j, k in enumerate(right):
+        a, b = right.sum() - k, 2 * n - right.sum() + k
+        assert elpd[j] == pytest.approx(
+            np.log(evidence(a + k, b + n - k) / evidence(a, b)), abs=0.1
+        )
+    # without chains k̂ stays, for the verdict to name
+    assert kfold(*args)[1].tolist() == [0.9, 0.1, 0.1]
 
 
 def test_kfold_needs_two_blocks():
