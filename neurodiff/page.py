@@ -105,8 +105,8 @@ def findings(table: pd.DataFrame) -> str:
     """
     paragraphs = []
     for (data, end), part in table.groupby(["data", "front_end"], sort=False):  # pyright: ignore
-        rows = [row for row in records(part) if row["kind"] != "control"]
-        best = [row for row in records(part) if is_best(row)]
+        rows = records(part)
+        best = [row for row in rows if is_best(row)]
         said = [f"<b>{escape(_named(row))}</b> {escape(plain(row['verdict']))}." for row in best]
         for start, words in (("not distinguished", "Not distinguished from it"),
                              ("behind", "Behind it")):  # fmt: skip

@@ -88,27 +88,37 @@ def window(fit: xr.DataTree, logsnr: np.ndarray) -> tuple[str, np.ndarray, np.nd
     """Where along logsnr the data speak.
 
     The contraction of a flexible law where the fit carries it (group ``information``), else how
-    often each logsnr was tested (group ``constant_data``), else nothing is known.
+    often each logsnr was tested (group ``constant_data``), else nothing is known. Contraction is
+    taken for 0 outside the tested logsnr.
 
     Returns:
         What is shown (``contraction``, ``tested`` or empty), its values in [0, 1], and where the
         data say something: contraction of at least 0.1, or within the central 99 % of what was
         tested.
     """
+    inside, count = _tested(fit, logsnr)
     if "information" in fit.children:
         known = fit["information"].dataset["contraction"]
         value = np.interp(logsnr, known["logsnr"].values, known.values, left=0.0, right=0.0)
-        return "contraction", value.clip(0, 1), value >= SAYS
-    if "constant_data" in fit.children and "logsnr" in fit["constant_data"]:
-        tested = fit["constant_data"].dataset["logsnr"].values
-        tested = tested[np.isfinite(tested)]
-        if len(tested):
-            half = (logsnr[1] - logsnr[0]) / 2
-            count = np.histogram(tested, np.r_[logsnr - half, logsnr[-1] + half])[0]
-            low, high = np.quantile(tested, [0.005, 0.995])
-            density = count / max(1, count.max())
-            return "tested", density, (logsnr >= low - half) & (logsnr <= high + half)
-    return "", np.zeros_like(logsnr), np.ones(len(logsnr), dtype=bool)
+        # beyond the tested logsnr a law goes on as it must, and contracts without having seen data
+        value = np.where(inside, value.clip(0, 1), 0.0)
+        return "contraction", value, value >= SAYS
+    return ("tested", count / count.max(), inside) if count.any() else ("", count, inside)
+
+
+def _tested(fit: xr.DataTree, logsnr: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which logsnr lie in the central 99 % of those tested, and how often each was."""
+    everywhere, never = np.ones(len(logsnr), dtype=bool), np.zeros(len(logsnr))
+    if "constant_data" not in fit.children or "logsnr" not in fit["constant_data"]:
+        return everywhere, never
+    tested = fit["constant_data"].dataset["logsnr"].values
+    tested = tested[np.isfinite(tested)]
+    if not len(tested):
+        return everywhere, never
+    half = (logsnr[1] - logsnr[0]) / 2
+    low, high = np.quantile(tested, [0.005, 0.995])
+    count = np.histogram(tested, np.r_[logsnr - half, logsnr[-1] + half])[0]
+    return (logsnr >= low - half) & (logsnr <= high + half), count.astype(float)
 
 
 def half_height(logsnr: np.ndarray, w: np.ndarray) -> float | None:

@@ -148,6 +148,11 @@ def test_window_prefers_contraction_then_tested_stimuli():
     expected = np.clip(0.2 * (1 - np.abs(GRID)), 0, None)
     np.testing.assert_allclose(value, expected, atol=1e-12)
     np.testing.assert_array_equal(informed, value >= 0.1)
+    known = {"contraction": ("logsnr", np.full(101, 0.9))}
+    fit["information"] = xr.Dataset(known, {"logsnr": GRID})  # it contracts where nothing was shown
+    _, value, informed = summary.window(fit, GRID)
+    np.testing.assert_array_equal(informed, (GRID > -1.01) & (GRID < 2.01))
+    np.testing.assert_array_equal(value, 0.9 * informed)
 
 
 def test_interval_of_a_proportion_solves_the_score_equation():
