@@ -1,4 +1,4 @@
-"""float64, one torch thread, no window, and run-time checks of shapes in every test not marked slow."""
+"""float64, one torch thread, no window; shapes are checked in every test not marked slow."""
 
 import os
 

@@ -1,5 +1,4 @@
-r"""Does the machinery return the truths that it was given? Simulation-based calibration and
-recovery.
+r"""Simulation-based calibration and recovery: are the truths that went in given back?
 
 .. math:: x^* \sim p(x), \quad y \sim p(y \mid x^*), \quad
     r = \#\{s : x_s < x^*\} \sim \mathrm{Uniform}\{0, \dots, L\}
@@ -195,7 +194,7 @@ def _fixed(parameters: Pooled, truths: Mapping[str, float], sets: int) -> Tensor
     parts = []
     for site in parameters.sites:
         value = torch.as_tensor(truths.get(site.name, site.value)).to(site.value)
-        parts.append(site.transform.inv(value.expand(site.value.shape)).reshape(-1))
+        parts.append(site.unconstrain(value.expand(site.value.shape)))
     return torch.cat(parts).expand(sets, -1)
 
 

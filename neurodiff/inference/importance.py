@@ -55,21 +55,19 @@ def _log_t(distance: Tensor, size: int) -> Tensor:
 def _widths(posterior: Posterior, modes: Modes) -> Float[Tensor, "batch 2 size"]:
     """Scale of the posterior along each axis of L, to the left and to the right of the mode.
 
-    Geweke's split: the widest normal that the log density allows at 1 and 2.5 standard deviations,
-    so that a
-    direction with a long shoulder is proposed along it.
+    Geweke's split: the normal that the log density allows at 1.75 standard deviations, so that a
+    direction with a long shoulder is proposed along it; never narrower than the Laplace fit.
     """
     batch, size = modes.u.shape
     axes = modes.factor.mT  # row i is the i-th axis
-    steps = torch.tensor([-2.5, -1.0, 1.0, 2.5], dtype=axes.dtype, device=axes.device)
+    steps = torch.tensor([-1.75, 1.75], dtype=axes.dtype, device=axes.device)
     u = modes.u[:, None, None, :] + steps[:, None, None] * axes[:, None]
     prior, by_unit = posterior.draws_terms(u.reshape(batch, -1, size))
     log_p = prior + (by_unit * posterior.mask[:, None, :]).sum(-1)
-    drop = (modes.log_prob[:, None] - log_p).reshape(batch, 4, size)
+    drop = (modes.log_prob[:, None] - log_p).reshape(batch, 2, size)
     drop = torch.where(torch.isfinite(drop), drop, torch.inf)
     width = steps.abs()[:, None] / (2 * drop.clamp_min(1e-3)).sqrt()
-    sides = torch.stack([width[:, :2].amax(1), width[:, 2:].amax(1)], 1)
-    return sides.clamp(1.0, 5.0)
+    return width.clamp(1.0, 5.0)
 
 
 class _SplitT:
@@ -113,7 +111,7 @@ class _Prior:
 
 
 class _Cloud:
-    """A mixture of t₇ about draws resampled from an earlier round: it follows a curved posterior."""
+    """A mixture of t₇ about draws of an earlier round: it follows a curved posterior."""
 
     def __init__(self, u: Tensor, log_w: Tensor, generator: torch.Generator) -> None:
         size, centres = u.shape[-1], 200

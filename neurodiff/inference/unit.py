@@ -39,7 +39,7 @@ from neurodiff.inference.svi import SVI
 from neurodiff.inference.tree import build_tree
 from neurodiff.perception.controls import permute
 
-_HELD_OUT_DRAWS = 250
+_HELD_OUT_DRAWS = 200
 
 
 @dataclass(frozen=True, eq=False)
