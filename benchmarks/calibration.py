@@ -1,6 +1,6 @@
 """Calibration of every fitted model: 300 sets at truths from the prior, ranks and recovery.
 
-    python benchmarks/calibration.py [--sets 300]     ten minutes on a core; writes calibration.csv
+python benchmarks/calibration.py [--sets 300]     ten minutes on a core; writes calibration.csv
 """
 
 import argparse

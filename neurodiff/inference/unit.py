@@ -141,7 +141,7 @@ def solve(unit: Unit) -> xr.DataTree:
         flat = u.reshape(-1, u.shape[-1])
         tree["information"] = contraction(bound, flat[:: max(1, len(flat) // 500)], unit.seed)
     if "constant_data" not in tree.children:
-        tree["constant_data"] = _tested(bound, u)
+        tree["constant_data"] = _tested(bound, u, data, unit.by)
     h, counts = unit.hypothesis, data.get("count")
     tree.attrs |= {
         "data": unit.part,
@@ -193,14 +193,22 @@ def _front_end(bound: Bound, u: Tensor) -> Tensor:
     return functional_call(model.front_end, values, (bound.posterior.trials,)).detach()  # pyright: ignore
 
 
-def _tested(bound: Bound, u: Tensor) -> xr.Dataset:
-    """The logsnr of every trial as the fitted front end has it, at the mean of the draws."""
+def _tested(bound: Bound, u: Tensor, data: xr.Dataset, by: str | None) -> xr.Dataset:
+    """The logsnr of every trial as the fitted front end has it, at the mean of the draws.
+
+    With it stays what tells trials apart: their block or group, and the width of a bin.
+    """
     model = bound.posterior.model
     if not hasattr(model, "front_end"):
         logsnr = bound.posterior.trials["logsnr"]
     else:
         logsnr = _front_end(bound, u.reshape(-1, u.shape[-1]).mean(0))
-    return xr.Dataset({"logsnr": (bound.dim, logsnr.cpu().numpy()[bound.rows], {"units": "nats"})})
+    kept = {"logsnr": (bound.dim, logsnr.cpu().numpy()[bound.rows], {"units": "nats"})}
+    for name in {"block", by} - {None}:
+        if name in data.variables and data[name].dims == (bound.dim,):
+            kept[name] = (bound.dim, data[name].values, {})
+    attrs = {k: v for k, v in data.attrs.items() if k == "bin_width"}
+    return xr.Dataset(kept, attrs=attrs)
 
 
 def _unsaturated(bound: Bound, u: Tensor) -> bool:

@@ -133,7 +133,8 @@ class Tabulated(Ideal):
         """The position of each logsnr in its cell, 0 to 1, and the row of the cell."""
         last = len(self.cells)
         position = ((logsnr - self.low) / self.step).clamp(0.0, float(last))
-        cell = position.detach().floor().clamp(max=float(last - 1))
+        # a diverging chain asks at nan: any row will do, the answer stays nan
+        cell = position.detach().nan_to_num().floor().clamp(max=float(last - 1))
         # plain indexing by a scalar asks for its value, which vmap cannot give
         rows = self.cells.index_select(0, cell.long().reshape(-1))
         return position - cell, rows.reshape(*cell.shape, 4).unbind(-1)
