@@ -66,7 +66,7 @@ def run(workers):
     folder = Path("runs/01-receptor-weighting")
     rows = plan(Task(), ("none", "power-filter"))
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        table = study(parts, rows, Task(), folder, executor=pool, resume=True)
+        table = study(parts, rows, Task(), folder, executor=pool, resume=folder.exists())
     table.to_csv(RESULTS / "01_comparison.csv", index=False, float_format="%.4g")
     differences = against_logistic(folder, table)
     differences.to_csv(RESULTS / "01_against_logistic.csv", index=False, float_format="%.4g")

@@ -106,10 +106,14 @@ def run(workers):
     rows = plan(task, ("internal-noise",), NAMED, LAWS)
     runs = Path("runs")
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        shared = {"executor": pool, "resume": True}
-        single = study(each, rows, task, runs / "02-each-person", **shared)
+
+        def fitted(parts, name, **by):
+            out = runs / name
+            return study(parts, rows, task, out, executor=pool, resume=out.exists(), **by)
+
+        single = fitted(each, "02-each-person")
         single.to_csv(RESULTS / "02_each_person.csv", index=False, float_format="%.4g")
-        joint = study(people, rows, task, runs / "02-people", by="subject", **shared)
+        joint = fitted(people, "02-people", by="subject")
         joint.to_csv(RESULTS / "02_people.csv", index=False, float_format="%.4g")
     columns = ["mapping", "kind", "observer", "q05", "median", "q95", "k_hat"]
     places = [row for m in ("nominal", "clipped") for row in thresholds(m)]

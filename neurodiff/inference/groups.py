@@ -77,3 +77,47 @@ class Grouped:
     def take(self, rows: Tensor) -> "Grouped":
         """The parameters of some of the trials."""
         return Grouped(self.sites, self.index[rows], self.groups)
+
+
+class Centring:
+    r"""Coordinates v in which chains move easily, groups being partly centred.
+
+    .. math:: v_s = \tau^c z_s + c \mu, \qquad c = 1 - \mathrm{Var}(z_s \mid \mu, \tau)
+
+    For c = 0 these are the deviations z, for c = 1 the groups' own parameters: where a group's
+    trials settle a parameter, that stays put whatever the population does, and z would not.
+
+    Args:
+        grouped: The parameters.
+        factor: L of the Laplace covariance of each problem, from which c is read.
+
+    References:
+        Papaspiliopoulos, Roberts & Sköld 2007.
+    """
+
+    def __init__(self, grouped: Grouped, factor: Float[Tensor, "batch size size"]) -> None:
+        d, groups = grouped.pooled.size, grouped.groups
+        self.sizes, self.groups = grouped.sizes, groups
+        precision = torch.linalg.inv(factor @ factor.mT)[:, 2 * d :, 2 * d :]
+        blocks = precision.reshape(-1, groups, d, groups, d).diagonal(dim1=1, dim2=3)
+        own = torch.linalg.inv(blocks.movedim(-1, 1)).diagonal(dim1=-2, dim2=-1)
+        self.c = (1 - own).clamp(0.0, 1.0)[:, None]  # batch, 1, group, d
+
+    def _move(self, u: Tensor, forth: bool) -> Tensor:
+        mean, log_sd, z = u.split(self.sizes, -1)
+        z = z.reshape(*z.shape[:-1], self.groups, -1)
+        shift, log_scale = self.c * mean[..., None, :], self.c * log_sd[..., None, :]
+        z = z * log_scale.exp() + shift if forth else (z - shift) * (-log_scale).exp()
+        return torch.cat([mean, log_sd, z.flatten(-2)], -1)
+
+    def forth(self, u: Float[Tensor, "batch draw size"]) -> Float[Tensor, "batch draw size"]:
+        """The v of u."""
+        return self._move(u, True)
+
+    def back(self, v: Float[Tensor, "batch draw size"]) -> Float[Tensor, "batch draw size"]:
+        """The u of v."""
+        return self._move(v, False)
+
+    def log_det(self, v: Float[Tensor, "batch draw size"]) -> Float[Tensor, "batch draw"]:
+        """Log |du/dv|."""
+        return -(self.c.sum(-2) * v.split(self.sizes, -1)[1]).sum(-1)

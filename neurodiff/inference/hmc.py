@@ -1,14 +1,17 @@
 r"""Many short Hamiltonian chains at once, for the posteriors that a mode does not describe.
 
-.. math:: u = \hat u + L z, \qquad
+.. math:: v = \bar v + L z, \qquad
     z' = z + \epsilon\, p_{1/2}, \quad p_{1/2} = p + \tfrac{\epsilon}{2} \nabla_z \log p(u), \ldots
 
 Every problem of a batch (fold, subject, data set) runs a hundred chains side by side under one
 ``vmap``: where a design has few distinct rows a leapfrog step of all of them costs hardly more than
-one. Chains start at overdispersed t₇ draws, the step size of each problem is adapted while warming
-up, trajectories are jittered, and R-hat over chains says whether they have met.
+one. While warming up, the step size of each problem is adapted and the metric L is retaken from
+where the chains have been; a trajectory is as long as the posterior is wide, jittered. v is u, or
+with groups the partly centred :class:`~neurodiff.inference.groups.Centring` of it. Ten chains each
+begin at one of ten scattered draws; the nested R-hat says whether they have forgotten which.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,7 +19,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from neurodiff.inference.groups import Centring, Grouped
 from neurodiff.inference.posterior import Posterior
+
+_STARTS = 10
+_CLOUD = 400  # Laplace draws behind the first metric
+_ACCEPT = 0.8
+_LENGTH = 0.5 * math.pi  # of a trajectory in z: a quarter turn forgets where it began
+_MOST = 32  # leapfrog steps of one trajectory
 
 
 @dataclass(frozen=True)
@@ -25,7 +35,7 @@ class Chains:
 
     Attributes:
         u: (batch, chain, draw, size).
-        r_hat: Largest R-hat over components, per problem.
+        r_hat: Largest nested R-hat over components, per problem.
         accepted: Mean acceptance, per problem.
     """
 
@@ -34,50 +44,67 @@ class Chains:
     accepted: Float[Tensor, " batch"]
 
 
-def r_hat(u: Float[Tensor, "batch chain draw size"]) -> Float[Tensor, " batch"]:
-    """Largest potential scale reduction over components.
+def r_hat(u: Float[Tensor, "batch chain draw size"], starts: int) -> Float[Tensor, " batch"]:
+    r"""Largest nested R-hat over components: have chains forgotten where they began?
+
+    .. math:: \hat R^2 = 1 + B / W
+
+    B is the variance of the means of superchains (chains with one start, side by side in u), W the
+    variance within them. Short chains that mix need many draws each before the usual R-hat is near
+    1; this one needs them together, and tends to at most 1 + 1/(2M) with M chains a start.
+
+    Args:
+        u: Draws.
+        starts: Number of superchains.
+
+    References:
+        Margossian, Hoffman, Sountsov, Riou-Durand, Vehtari & Gelman 2024, "Nested R-hat".
 
     >>> generator = torch.Generator().manual_seed(0)
-    >>> bool(r_hat(torch.randn(1, 50, 20, 2, generator=generator)) < 1.02)
+    >>> bool(r_hat(torch.randn(1, 50, 20, 2, generator=generator), 10) < 1.02)
     True
     """
-    draws = u.shape[2]
-    within = u.var(2).mean(1)
-    between = u.mean(2).var(1)
-    ratio = (draws - 1) / draws + between / within.clamp_min(1e-300)
-    # means of short chains scatter by within/draws even when all is well: that is not disagreement
-    return ratio.clamp_min(1.0).sqrt().amax(-1)
+    by_start = u.unflatten(1, (starts, -1))  # batch, start, chain, draw, size
+    between = by_start.mean((2, 3)).var(1)
+    chains = by_start.mean(3)
+    within = (chains.var(2) + by_start.var(3).mean(2)).mean(1)
+    return (1 + between / within.clamp_min(1e-300)).sqrt().amax(-1)
 
 
 class _Walk:
     """Positions of all chains in z, with log density and gradient."""
 
-    def __init__(self, posterior: Posterior, centre: Tensor, factor: Tensor, z: Tensor) -> None:
-        self.posterior, self.centre, self.factor = posterior, centre, factor
-        self.z = z
-        self.log_p, self.slope = self.evaluate(z)
+    def __init__(
+        self, posterior: Posterior, centring: Centring | None, v: Tensor, cloud: Tensor
+    ) -> None:
+        self.posterior, self.centring = posterior, centring
+        self.settle(v, cloud)
 
-    def positions(self, z: Tensor) -> Tensor:
-        return self.centre[:, None] + z @ self.factor.mT
+    def settle(self, v: Tensor, cloud: Float[Tensor, "batch draw size"]) -> None:
+        """Stand at v, in the metric of a cloud: its mean and the factor of its covariance."""
+        self.centre = cloud.mean(1, keepdim=True)
+        covariance = (cloud - self.centre).mT @ (cloud - self.centre) / (cloud.shape[1] - 1)
+        diagonal = covariance.diagonal(dim1=-2, dim2=-1)
+        ridge = torch.diag_embed(0.02 * diagonal + 1e-12)  # few draws leave small axes uncertain
+        self.factor = torch.linalg.cholesky(0.98 * covariance + ridge)
+        self.z = torch.linalg.solve_triangular(self.factor, (v - self.centre).mT, upper=False).mT
+        self.log_p, self.slope = self.evaluate(self.z)
+
+    def places(self) -> Float[Tensor, "batch chain size"]:
+        """Where the chains are, in v."""
+        return self.centre + self.z @ self.factor.mT
 
     def evaluate(self, z: Tensor) -> tuple[Tensor, Tensor]:
         leaf = z.detach().requires_grad_(True)
-        log_p = self.posterior.draws_log_prob(self.positions(leaf))
+        v = self.centre + leaf @ self.factor.mT
+        if self.centring is None:
+            log_p = self.posterior.draws_log_prob(v)
+        else:
+            u = self.centring.back(v)
+            log_p = self.posterior.draws_log_prob(u) + self.centring.log_det(v)
         (slope,) = torch.autograd.grad(log_p.sum(), leaf)
         bad = ~(torch.isfinite(log_p) & torch.isfinite(slope).all(-1))
         return log_p.detach().masked_fill(bad, -torch.inf), slope.masked_fill(bad[..., None], 0.0)
-
-    def remetric(self) -> None:
-        """Take the chains' own covariance as the metric: that of the mode may mislead."""
-        u = self.positions(self.z)
-        mean = u.mean(1, keepdim=True)
-        covariance = (u - mean).mT @ (u - mean) / (u.shape[1] - 1)
-        scale = covariance.diagonal(dim1=-2, dim2=-1)
-        ridge = torch.diag_embed(0.1 * scale)  # a hundred chains leave small eigenvalues uncertain
-        self.factor = torch.linalg.cholesky(0.9 * covariance + ridge)
-        self.centre = mean[:, 0]
-        self.z = (u - mean) @ torch.linalg.inv(self.factor).mT
-        self.log_p, self.slope = self.evaluate(self.z)
 
     def step(self, epsilon: Tensor, leaps: int, generator: torch.Generator) -> Tensor:
         """One trajectory of every chain; returns the acceptance probabilities."""
@@ -88,12 +115,12 @@ class _Walk:
         momentum = noise(torch.randn, *self.z.shape)
         jitter = 0.8 + 0.4 * noise(torch.rand, *self.log_p.shape)
         size = (epsilon[:, None] * jitter)[..., None]
-        z, log_p, slope, p = self.z, self.log_p, self.slope, momentum
+        z, slope, p = self.z, self.slope, momentum + 0.5 * size * self.slope
         for _ in range(leaps):
-            p = p + 0.5 * size * slope
             z = z + size * p
             log_p, slope = self.evaluate(z)
-            p = p + 0.5 * size * slope
+            p = p + size * slope
+        p = p - 0.5 * size * slope
         energy = log_p - self.log_p + 0.5 * (momentum.square() - p.square()).sum(-1)
         chance = torch.where(torch.isnan(energy), -torch.inf, energy).exp().clamp_max(1.0)
         move = noise(torch.rand, *chance.shape) < chance
@@ -110,32 +137,63 @@ def many_chains(
     start: Float[Tensor, "batch chain size"],
     generator: torch.Generator,
     warmup: int = 80,
-    draws: int = 20,
+    draws: int = 30,
 ) -> Chains:
     """Run all chains of all problems.
 
     Args:
         posterior: The problems.
         centre: Modes.
-        factor: L of the Laplace covariance: the metric.
-        start: Where the chains begin.
+        factor: L of the Laplace covariance, from which the first metric comes.
+        start: Scattered draws, one for each chain, of which the first ten (or fewer, so that they
+            divide the chains) are used, each by several chains.
         generator: Source of randomness.
-        warmup: Trajectories that adapt the step size and are not kept.
+        warmup: Trajectories that adapt step size and metric and are not kept.
         draws: Trajectories kept.
+
+    Raises:
+        ValueError: If the number of chains has no divisor up to ten.
     """
-    z = (start - centre[:, None]) @ torch.linalg.inv(factor).mT
-    walk = _Walk(posterior, centre, factor, z)
-    epsilon = torch.full((len(centre),), 0.6 * centre.shape[-1] ** -0.25).to(centre)
+    chains = start.shape[1]
+    starts = max(k for k in range(1, _STARTS + 1) if chains % k == 0)
+    if not 1 < starts < chains:
+        raise ValueError(f"got {chains} chains, wanted several from each of several starts, as 100")
+    parameters = posterior.parameters
+    centring = Centring(parameters, factor) if isinstance(parameters, Grouped) else None
+    noise = torch.randn(
+        len(centre), _CLOUD, centre.shape[1], generator=generator, dtype=torch.float64
+    )
+    cloud = centre[:, None] + noise.to(centre) @ factor.mT
+    begin = start[:, :starts].repeat_interleave(chains // starts, 1)
+    if centring is not None:
+        cloud, begin = centring.forth(cloud), centring.forth(begin)
+    walk = _Walk(posterior, centring, begin, cloud)
+    epsilon = _warm_up(walk, warmup, generator)
     kept, chances = [], []
-    for i in range(warmup + draws):
-        leaps = int(torch.randint(5, 16, (1,), generator=generator))
-        chance = walk.step(epsilon, leaps, generator)
-        if i < warmup:
-            epsilon = epsilon * torch.exp(0.5 * (chance.mean(-1) - 0.8))
-            if i in (warmup // 4, warmup // 2):
-                walk.remetric()
-        else:
-            kept.append(walk.positions(walk.z))
-            chances.append(chance.mean(-1))
+    for _ in range(draws):
+        chances.append(walk.step(epsilon, _leaps(epsilon, _MOST), generator).mean(-1))
+        kept.append(walk.places() if centring is None else centring.back(walk.places()))
     u = torch.stack(kept, 2)
-    return Chains(u, r_hat(u), torch.stack(chances).mean(0))
+    return Chains(u, r_hat(u, starts), torch.stack(chances).mean(0))
+
+
+def _leaps(epsilon: Tensor, most: int) -> int:
+    """Steps of a trajectory as long as the posterior is wide."""
+    return min(max(math.ceil(_LENGTH / epsilon.min().item()), 3), most)
+
+
+def _warm_up(walk: _Walk, count: int, generator: torch.Generator) -> Float[Tensor, " batch"]:
+    """Adapt the step size, and four times take the metric from where the chains have been."""
+    batch, _, size = walk.z.shape
+    epsilon = torch.full((batch,), 0.6 * size**-0.25).to(walk.z)
+    quarter, seen = max(1, count // 4), []
+    for i in range(count):
+        most = _MOST if i >= quarter else _MOST // 4  # short steps at first: where do they lead
+        chance = walk.step(epsilon, _leaps(epsilon, most), generator)
+        rate = (1 + i % quarter) ** -0.5
+        epsilon = epsilon * torch.exp(rate * (chance.mean(-1) - _ACCEPT))
+        seen.append(walk.places())
+        if (i + 1) % quarter == 0:
+            walk.settle(seen[-1], torch.cat(seen[len(seen) // 2 :], 1))
+            seen = []
+    return epsilon
