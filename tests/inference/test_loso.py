@@ -101,12 +101,12 @@ def test_a_population_is_a_density_and_draws_from_itself():
     assert drawn.std().item() == pytest.approx(spread, rel=0.03)
 
 
-def test_k_hat_names_a_subject_that_few_draws_of_the_population_explain():
+def test_few_components_explain_an_outlier():
     generator = torch.Generator().manual_seed(0)
     mean, sd = torch.randn(500, 1, generator=generator), torch.full((500, 1), 0.05)
     population = Population(join(Coin(), coins([3, 4], 8)).pooled.sites, mean, sd)
-    assert population.k_hat(torch.randn(400, 1, generator=generator)) < 0.7
-    assert population.k_hat(torch.full((400, 1), 4.0)) > 0.7
+    assert population.effective(torch.randn(400, 1, generator=generator)) > 100
+    assert population.effective(torch.full((400, 1), 4.0)) < 2
 
 
 def test_needs_groups():
