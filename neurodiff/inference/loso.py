@@ -76,6 +76,16 @@ class Population(Pooled):
         shares = torch.softmax(torch.vmap(self.components)(u), -1).mean(0)
         return (1 / shares.square().sum()).item()
 
+    def start(self) -> Float[Tensor, " size"]:
+        """The middle of the population."""
+        return self.mean.mean(0)
+
+    def draw_prior(self, count: int) -> Float[Tensor, "{count} size"]:
+        """Draws of new subjects, unconstrained; from torch's global generator."""
+        pick = torch.randint(len(self.mean), (count,))
+        noise = torch.randn(count, self.size, dtype=self.mean.dtype).to(self.mean)
+        return self.mean[pick] + self.sd[pick] * noise
+
 
 def leave_one_group_out(bound: Bound, draws: int, seed: int) -> xr.Dataset:
     """The elpd of each group (subject, unit) given the others.
