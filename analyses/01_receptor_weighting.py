@@ -50,7 +50,7 @@ def against_logistic(folder, table):
         with xr.open_datatree(path, engine="h5netcdf") as tree:
             a = tree.attrs
             key = (a["data"], a["front_end"], a["gauge"], a["hypothesis"])
-            elpd[key] = elpd_of(tree).values, a["spikes"]
+            elpd[key] = elpd_of(tree)[0], a["spikes"]
     rows = []
     for key, (units, spikes) in elpd.items():
         reference = elpd[key[0], key[1], "free", "logistic"][0]
