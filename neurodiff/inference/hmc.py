@@ -25,6 +25,7 @@ from neurodiff.inference.posterior import Posterior
 _STARTS = 10
 _CLOUD = 400  # Laplace draws behind the first metric
 _ACCEPT = 0.8
+_FAR = 20.0  # nats below the best start, and 2 more for each parameter
 _LENGTH = 0.5 * math.pi  # of a trajectory in z: a quarter turn forgets where it began
 _MOST = 32  # leapfrog steps of one trajectory
 
@@ -164,7 +165,7 @@ def many_chains(
         len(centre), _CLOUD, centre.shape[1], generator=generator, dtype=torch.float64
     )
     cloud = centre[:, None] + noise.to(centre) @ factor.mT
-    begin = start[:, :starts].repeat_interleave(chains // starts, 1)
+    begin = _feasible(posterior, start, starts).repeat_interleave(chains // starts, 1)
     if centring is not None:
         cloud, begin = centring.forth(cloud), centring.forth(begin)
     walk = _Walk(posterior, centring, begin, cloud)
@@ -175,6 +176,16 @@ def many_chains(
         kept.append(walk.places() if centring is None else centring.back(walk.places()))
     u = torch.stack(kept, 2)
     return Chains(u, r_hat(u, starts), torch.stack(chances).mean(0))
+
+
+def _feasible(posterior: Posterior, start: Tensor, count: int) -> Tensor:
+    """Starts that are scattered, but not so far out that no step size suits them and the others."""
+    prior, by_unit = posterior.draws_terms(start)
+    log_p = prior + (by_unit * posterior.mask[:, None, :]).sum(-1)
+    log_p = torch.where(torch.isfinite(log_p), log_p, -torch.inf)
+    far = log_p < log_p.amax(1, keepdim=True) - _FAR - 2 * start.shape[-1]
+    order = torch.where(far, log_p, torch.inf).argsort(dim=1, descending=True, stable=True)
+    return start.gather(1, order[:, :count, None].expand(-1, -1, start.shape[-1]))
 
 
 def _leaps(epsilon: Tensor, most: int) -> int:
@@ -190,8 +201,10 @@ def _warm_up(walk: _Walk, count: int, generator: torch.Generator) -> Float[Tenso
     for i in range(count):
         most = _MOST if i >= quarter else _MOST // 4  # short steps at first: where do they lead
         chance = walk.step(epsilon, _leaps(epsilon, most), generator)
-        rate = (1 + i % quarter) ** -0.5
-        epsilon = epsilon * torch.exp(rate * (chance.mean(-1) - _ACCEPT))
+        # as fast up, where all is accepted, as down, where nothing is
+        excess = chance.mean(-1) - _ACCEPT
+        gain = torch.where(excess > 0, excess / (1 - _ACCEPT), excess / _ACCEPT)
+        epsilon = epsilon * torch.exp(0.7 * gain * (1 + i % quarter) ** -0.5)
         seen.append(walk.places())
         if (i + 1) % quarter == 0:
             walk.settle(seen[-1], torch.cat(seen[len(seen) // 2 :], 1))
