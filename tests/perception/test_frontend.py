@@ -1,5 +1,6 @@
 """Front ends against loops, and their limits."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -58,8 +59,18 @@ def test_power_is_averaged_before_the_log():
     torch.testing.assert_close(front(trials).detach(), torch.log(mean / 4e-10))
 
 
-def test_filter_follows_a_loop_over_bins_and_taps():
+def test_unsigned_taps_average_power():
     trials, front = stimulus(), PowerFilter(taps=3, per_tap=2)
+    with torch.no_grad():
+        front.taps.copy_(torch.tensor([0.7, -0.4, 0.1]))
+    share = np.exp([0.7, -0.4, 0.1]) / np.exp([0.7, -0.4, 0.1]).sum()
+    lags = power_lags(trials["power"], 8, 3, 2).numpy()
+    want = np.log(lags @ share / 4e-10)
+    np.testing.assert_allclose(front(trials).detach().numpy(), want, atol=1e-12)
+
+
+def test_signed_filter_follows_a_loop_over_bins_and_taps():
+    trials, front = stimulus(), PowerFilter(taps=3, per_tap=2, signed=True)
     with torch.no_grad():
         front.taps.copy_(torch.tensor([0.7, -0.4, 0.1]))
     mean = trials["power"].mean()
