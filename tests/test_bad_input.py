@@ -289,6 +289,11 @@ def test_a_folder_that_the_system_refuses(tmp_path, monkeypatch, capsys):
     assert not Path("run").exists()
 
 
+def heard():
+    """Ctrl-C is ignored in what a shell runs in the background, the tests perhaps: not here."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_in_the_middle_of_a_fit(tmp_path):
     csv_path = tmp_path / "data.csv"
     good(4000).assign(logsnr=lambda t: t["logsnr"] + np.arange(4000) * 1e-4).to_csv(
@@ -297,7 +302,11 @@ def test_ctrl_c_in_the_middle_of_a_fit(tmp_path):
     code = "import sys; from neurodiff.cli import main; sys.exit(main())"
     tokens = ["fit", "data.csv", *MODEL, "--choices", "2", "--method", "nuts", "--out", "run"]
     process = subprocess.Popen(
-        [sys.executable, "-c", code, *tokens], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, *tokens],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heard,
     )
     while not (tmp_path / "run" / "fits").is_dir():
         assert process.poll() is None, process.stderr

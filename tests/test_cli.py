@@ -206,7 +206,13 @@ def test_ctrl_c_stops_the_workers_and_leaves_nothing_half_written(here):
         trials(seed, n=400).to_csv(f"s{seed}.csv", index=False)
     command = [sys.executable, "-c", "import sys; from neurodiff.cli import main; sys.exit(main())"]
     tokens = ["fit", "s*.csv", *FIT, "--workers", "2", "--out", "run"]
-    process = subprocess.Popen([*command, *tokens], stderr=subprocess.PIPE, text=True)
+    # in what a shell runs in the background, the tests perhaps, Ctrl-C is ignored: not here
+    process = subprocess.Popen(
+        [*command, *tokens],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     while len(list(Path("run/fits").glob("*.nc"))) < 2:
         assert process.poll() is None
         time.sleep(0.02)
