@@ -215,7 +215,17 @@ def test_the_same_labels_twice_are_told_apart(units):
 
 
 def test_files_give_the_table_of_trees(units, tmp_path):
-    fits = {"a": made(units), "b": made(units - 1)}
+    fits = {
+        "a": made(units, spikes=50.0, unsaturated=1, data_hash="1", hypothesis="α"),
+        "b": made(units - 1, group="kfold", spikes=50.0, gauge="free"),
+        "c": made(units - 2, kind="control", hypothesis="constant", spikes=50.0),
+    }
+    fits["a"]["sample_stats"] = xr.Dataset({"k_hat": 0.9})
+    log_p = np.random.default_rng(0).normal(-1, 0.1, (300, 400))
+    fits["d"] = xr.DataTree.from_dict(
+        {"log_likelihood": xr.Dataset({"block": (("draw", "block_unit"), log_p)})}
+    )
+    fits["d"].attrs = fits["b"].attrs | {"hypothesis": "d"}
     paths = {}
     for name, tree in fits.items():
         paths[name] = tmp_path / f"{name}.nc"
