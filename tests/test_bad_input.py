@@ -294,7 +294,7 @@ def heard():
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def test_ctrl_c_in_the_middle_of_a_fit(tmp_path):
+def test_ctrl_c_in_the_middle_of_a_fit(tmp_path, request):
     csv_path = tmp_path / "data.csv"
     good(4000).assign(logsnr=lambda t: t["logsnr"] + np.arange(4000) * 1e-4).to_csv(
         csv_path, index=False
@@ -308,6 +308,7 @@ def test_ctrl_c_in_the_middle_of_a_fit(tmp_path):
         text=True,
         preexec_fn=heard,
     )
+    request.addfinalizer(process.kill)
     while not (tmp_path / "run" / "fits").is_dir():
         assert process.poll() is None, process.stderr
         time.sleep(0.05)

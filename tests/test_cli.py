@@ -201,7 +201,7 @@ def descendants(pid):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
-def test_ctrl_c_stops_the_workers_and_leaves_nothing_half_written(here):
+def test_ctrl_c_stops_the_workers_and_leaves_nothing_half_written(here, request):
     for seed in range(4):
         trials(seed, n=400).to_csv(f"s{seed}.csv", index=False)
     command = [sys.executable, "-c", "import sys; from neurodiff.cli import main; sys.exit(main())"]
@@ -213,6 +213,7 @@ def test_ctrl_c_stops_the_workers_and_leaves_nothing_half_written(here):
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
+    request.addfinalizer(process.kill)
     while len(list(Path("run/fits").glob("*.nc"))) < 2:
         assert process.poll() is None
         time.sleep(0.02)
