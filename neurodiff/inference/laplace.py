@@ -66,7 +66,7 @@ def find_modes(
     def negative(u: Tensor) -> Tensor:
         return -posterior.log_prob(u)
 
-    found = minimise(negative, start, inverse, tolerance=1e-3)
+    found = minimise(negative, start, inverse, tolerance=1e-2)
     hessian = posterior.hessian(found.u)
     factor, definite = _factor(hessian)
     # from here the exact Hessian is at hand: a few more steps bring the decrement to rounding

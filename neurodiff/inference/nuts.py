@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from neurodiff.inference.laplace import Modes
-from neurodiff.inference.posterior import Posterior
+from neurodiff.inference.posterior import Posterior, on_one_thread
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,22 @@ class NUTS:
         warmup: Iterations that adapt the step size and are not kept.
         chains: Number of chains.
         target_accept: Mean acceptance that the step size aims at.
+
+    Raises:
+        ValueError: If a chain is too short to be judged.
     """
 
     draws: int = 1000
     warmup: int = 200
     chains: int = 4
-    target_accept: float = 0.9
+    target_accept: float = 0.8
+
+    def __post_init__(self) -> None:
+        if self.draws < 4 or self.warmup < 1 or self.chains < 1:
+            raise ValueError(f"got {self}, wanted at least 4 draws, 1 of warm-up and 1 chain")
 
 
+@on_one_thread  # chains may run in other processes, which know nothing of this one's settings
 def run_chain(
     posterior: Posterior, modes: Modes, method: NUTS, seed: int
 ) -> tuple[Float[Tensor, "draw size"], dict[str, np.ndarray]]:

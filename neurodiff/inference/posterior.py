@@ -25,7 +25,7 @@ from torch.func import functional_call, jacrev, vmap
 from neurodiff.inference.groups import Grouped
 from neurodiff.inference.priors import Pooled, nearest
 
-_CACHE = 60_000  # numbers in one temporary of a chunk of draws: half a megabyte stays in cache
+_CACHE = 400_000  # numbers in one temporary of a chunk of draws
 _CELLS = 2_000_000  # numbers in one temporary of a Hessian
 
 
@@ -128,6 +128,11 @@ class Posterior:
         return self.mask[:, self.unit] * self._answers[1]
 
     @cached_property
+    def _each_once(self) -> bool:
+        """Whether every row counts once."""
+        return bool((self._answers[1] == 1).all())
+
+    @cached_property
     def _by_row(self) -> bool:
         """Whether each row is its own unit."""
         n = self.mask.shape[1]
@@ -192,7 +197,7 @@ class Posterior:
         for part in torch.arange(len(flat)).split(max(1, _CACHE // self.response.shape[-1])):
             problem = ... if self._shared else part.to(u.device) // u.shape[1]
             rows = vmap(self.rows, in_dims)(flat[part], y[problem])
-            by_unit[part] = self._by_unit(rows * counts[problem])
+            by_unit[part] = self._by_unit(rows if self._each_once else rows * counts[problem])
         return prior.reshape(u.shape[:2]), by_unit.reshape(*u.shape[:2], -1)
 
     def _by_unit(self, rows: Float[Tensor, "draw trial"]) -> Float[Tensor, "draw unit"]:
@@ -200,9 +205,9 @@ class Posterior:
         if self._by_row:
             return rows
         order, lengths = self._order
-        rows = rows if order is None else rows[:, order]
-        lengths = lengths.expand(len(rows), -1).contiguous()
-        return torch.segment_reduce(rows, "sum", lengths=lengths, axis=1)
+        # transposed, as a product with a matrix under vmap leaves them: no copy
+        rows = rows.mT if order is None else rows.mT[order]
+        return torch.segment_reduce(rows.contiguous(), "sum", lengths=lengths, axis=0).mT
 
 
 def posterior(

@@ -21,7 +21,7 @@ import math
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.distributions import (
     Bernoulli,
@@ -94,6 +94,14 @@ class Choice(nn.Module):
         return Bernoulli(probs=p, validate_args=False)
 
 
+def _indices(spiked: Bool[Tensor, " time"]) -> Int[Tensor, " spike"] | None:
+    """Where the few bins with a spike are; None where that differs between problems under vmap."""
+    try:
+        return spiked.nonzero()[:, 0]
+    except RuntimeError:
+        return None
+
+
 class OneSpike(Distribution):
     """Bernoulli(1 - exp(-mean)): a Poisson process seen through a bin that holds at most one spike.
 
@@ -117,10 +125,14 @@ class OneSpike(Distribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log probability of 0 or 1."""
-        # the inner where keeps log(0) out of both the value and the gradient of silent bins
         spiked = value > 0.5
-        safe = torch.where(spiked, self.rate.clamp_min(1e-300), 1.0)
-        return torch.where(spiked, torch.log(-torch.expm1(-safe)), -self.rate)
+        at = _indices(spiked) if value.dim() == 1 and value.shape == self.rate.shape else None
+        if at is None:
+            # the inner where keeps log(0) out of both the value and the gradient of silent bins
+            safe = torch.where(spiked, self.rate.clamp_min(1e-300), 1.0)
+            return torch.where(spiked, torch.log(-torch.expm1(-safe)), -self.rate)
+        rate = self.rate[at].clamp_min(1e-300)
+        return (-self.rate).index_put((at,), torch.log(-torch.expm1(-rate)))
 
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         """0 or 1."""
@@ -217,7 +229,7 @@ class Counts(nn.Module):
 
     def forward(self, drive: Float[Tensor, "*trial"], trials: dict[str, Tensor]) -> Distribution:
         """The counts of each bin given the drive and the counts before it."""
-        m = self.width * (self.base + self.gain * drive)
+        m = self.width * self.base + (self.width * self.gain) * drive
         if self.lags:
             past = (
                 trials["count_lags"]

@@ -86,9 +86,9 @@ def test_one_parameter_against_quadrature():
 def test_two_parameters_with_few_trials_against_quadrature():
     """Forty trials leave the posterior far from normal; importance weights put that right."""
     data = toys.data(40, seed=3)
-    loc, log_scale, weights, evidence = toys.grid_both(data)
+    loc, log_scale, weights, evidence = toys.grid_both(data, 601)
     _, draws = solve(toys.model(BOTH), data, draws=4000)
-    n = draws.ess.item()
+    n = draws.u.shape[1] / 4  # the few draws in a tail carry the larger weights
     assert draws.k_hat.item() < 0.7
     assert draws.log_evidence.item() == pytest.approx(evidence, abs=0.1)
     for values, own in ((loc, draws.u[0, :, 0]), (log_scale, draws.u[0, :, 1])):
