@@ -134,7 +134,7 @@ def _groups(data: xr.Dataset, by: str, dim: str) -> tuple[np.ndarray, np.ndarray
     names, index = _labels(data, by, dim)
     if len(names) < 2:
         raise ValueError(
-            f"got a single {by} ({names[0]!r}): hierarchical parameters need at least two, "
+            f"got a single {by} ({str(names[0])!r}): hierarchical parameters need at least two, "
             "fit without by="
         )
     return names, index

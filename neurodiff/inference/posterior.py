@@ -51,7 +51,7 @@ def bind(
         if name not in data.variables:
             known = [str(k) for k in data.variables]
             raise ValueError(f"the data have no variable {name!r}: {nearest(name, known)}")
-        values = np.asarray(data[name].values, dtype=np.float64)
+        values = np.array(data[name].values, dtype=np.float64)  # a copy: files may be read-only
         if name != wanted and np.isnan(values).any():
             place = tuple(int(i) for i in np.argwhere(np.isnan(values))[0])
             raise ValueError(

@@ -10,6 +10,7 @@ References:
     Vehtari, Simpson, Gelman, Yao & Gabry 2024, "Pareto smoothed importance sampling".
 """
 
+import contextlib
 import math
 
 import numpy as np
@@ -24,12 +25,11 @@ def smooth(log_weights: np.ndarray) -> tuple[np.ndarray, float]:
     """
     k_hat = -math.inf
     if np.ptp(log_weights) > 1e-10:
-        try:
-            with np.errstate(all="ignore"):  # weights that underflow give nan: beyond repair
-                log_weights, k_hat = array_stats.psislw(-log_weights)
-            k_hat = math.inf if math.isnan(k_hat) else float(k_hat)
-        except ValueError:  # the whole tail is one repeated draw
-            k_hat = math.inf
+        k_hat = math.inf  # unless the tail can be fitted: not where one draw fills it
+        with contextlib.suppress(ValueError), np.errstate(all="ignore"):
+            smoothed, shape = array_stats.psislw(-log_weights)
+            if not math.isnan(shape) and not np.isnan(smoothed).any():
+                log_weights, k_hat = smoothed, float(shape)
     top = log_weights.max()
     return log_weights - (top + math.log(np.exp(log_weights - top).sum())), k_hat
 
