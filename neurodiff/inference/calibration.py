@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.func import functional_call
 
-from neurodiff.inference.importance import importance_draws
+from neurodiff.inference.draws import posterior_draws
 from neurodiff.inference.laplace import find_modes
 from neurodiff.inference.posterior import Posterior, bind, posterior
 from neurodiff.inference.priors import Pooled, sites
@@ -173,8 +173,9 @@ def calibrate(
     k_hat = np.full(sets, np.nan)
     if draw is None:
         modes = find_modes(problems, truth)  # where better to look for the mode
-        fitted = importance_draws(problems, modes, 5 * draws, torch.Generator().manual_seed(seed))
-        u, k_hat = fitted.u[:, ::20][:, :draws], fitted.k_hat.cpu().numpy()
+        generator = torch.Generator().manual_seed(seed)
+        found = posterior_draws(problems, modes, 10 * draws, generator)
+        u, k_hat = found.resample(draws, generator), found.k_hat.cpu().numpy()
     else:
         u = draw(problems, draws)
     less = (u < truth[:, None]).sum(1)

@@ -2,10 +2,12 @@ r"""``fit(model, data, method)``: a posterior over a model's parameters and its 
 
 .. math:: p(x \mid \text{data}) \propto p(x) \prod_i p(y_i \mid \text{model}_x(\text{trials}_i))
 
-Modes come first, whatever the method: Laplace draws around them, SVI starts its guide there, and
-NUTS takes its metric from them. The result is one DataTree, see :mod:`~neurodiff.inference.tree`.
+Modes come first, whatever the method: Laplace draws around them (of a hierarchy group by group, in
+two stages), SVI starts its guide there, and NUTS takes its metric from them. The result is one
+DataTree, see :mod:`~neurodiff.inference.tree`.
 """
 
+import math
 import time
 from collections.abc import Mapping
 from concurrent.futures import Executor
@@ -16,12 +18,14 @@ import xarray as xr
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from neurodiff.inference.importance import importance_draws
+from neurodiff.inference.draws import posterior_draws
+from neurodiff.inference.groups import Grouped
 from neurodiff.inference.join import Bound as Bound
 from neurodiff.inference.join import join as join
 from neurodiff.inference.laplace import Laplace, Modes, find_modes
 from neurodiff.inference.nuts import NUTS, run_chain
 from neurodiff.inference.posterior import on_one_thread
+from neurodiff.inference.stages import two_stages
 from neurodiff.inference.svi import SVI, run_svi
 from neurodiff.inference.tree import build_tree
 
@@ -121,13 +125,16 @@ def explore(
     }
     if isinstance(method, Laplace):
         generator = torch.Generator().manual_seed(seed)
-        draws = importance_draws(bound.posterior, modes, method.draws, generator)
+        if isinstance(bound.posterior.parameters, Grouped):
+            u, r_hat = two_stages(bound.posterior, method.draws, generator)
+            return u[None], shape | {"k_hat": -math.inf if r_hat < 1.1 else math.inf}
+        found = posterior_draws(bound.posterior, modes, 2 * method.draws, generator)
         shape |= {
-            "k_hat": draws.k_hat[0].item(),
-            "ess": draws.ess[0].item(),
-            "log_evidence": draws.log_evidence[0].item(),
+            "k_hat": found.k_hat[0].item(),
+            "ess": found.ess[0].item(),
+            "log_evidence": found.log_evidence[0].item(),
         }
-        return draws.u, shape
+        return found.resample(method.draws, generator), shape
     if isinstance(method, SVI):
         u, stats = run_svi(bound.posterior, modes, method, seed)
         return u[None], shape | stats

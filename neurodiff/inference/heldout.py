@@ -1,6 +1,6 @@
 r"""Log densities of what a fit has not seen: blocked K-fold, and refits where PSIS fails.
 
-.. math:: \log \tfrac1S \sum_s p(y_j \mid x_s), \qquad x_s \sim p(x \mid y_i,\ m_i = 1)
+.. math:: \log \sum_s w_s\, p(y_j \mid x_s), \qquad (x_s, w_s) \sim p(x \mid y_i,\ m_i = 1)
 
 Folds are one batch of problems that share every tensor and differ in a 0/1 mask m over units; each
 starts at the full fit, with its Hessian. A row that stands for n equal trials is left out one trial
@@ -15,8 +15,8 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from neurodiff.inference.draws import posterior_draws
 from neurodiff.inference.fit import explore
-from neurodiff.inference.importance import importance_draws
 from neurodiff.inference.join import Bound
 from neurodiff.inference.laplace import Modes, find_modes
 from neurodiff.inference.nuts import NUTS
@@ -63,10 +63,10 @@ def kfold(
             f"got {len(fold)} unit in {count} fold, wanted at least 2 blocks to hold out"
         )
     held = torch.as_tensor(fold)[None] == torch.arange(count)[:, None]
-    by_unit, k_hat = _without(bound, modes, (~held).to(bound.posterior.mask), draws, seed, nuts)
+    found, k_hat = _without(bound, modes, (~held).to(bound.posterior.mask), draws, seed, nuts)
     elpd = np.empty(len(fold))
-    for k, log_p in enumerate(by_unit):
-        elpd[fold == k] = _log_mean(log_p[:, held[k]], 0)
+    for k, (log_w, by_unit) in enumerate(found):
+        elpd[fold == k] = _log_mean(log_w[:, None], by_unit[:, held[k]])
     return elpd, k_hat
 
 
@@ -94,34 +94,42 @@ def refit(
     weight = bound.posterior.weight[rows]
     mask = bound.posterior.mask.expand(len(bad), -1).clone()
     mask[each, rows] = (weight - 1) / weight
-    by_unit, fresh = _without(bound, modes, mask, draws, seed, nuts)
+    found, fresh = _without(bound, modes, mask, draws, seed, nuts)
     elpd, own = loo["elpd"].values.copy(), loo["k_hat"].values.copy()
     for i, row in enumerate(bad):
         here = bound.rows == row
-        elpd[here] = _log_mean(by_unit[i][:, row] / weight[i], 0)
+        log_w, by_unit = found[i]
+        elpd[here] = _log_mean(log_w, by_unit[:, row] / weight[i])
         own[here] = fresh[i]
     return loo.assign(elpd=(loo["elpd"].dims, elpd), k_hat=(loo["k_hat"].dims, own))
 
 
-def _log_mean(log_p: Tensor, dim: int) -> np.ndarray:
-    return (torch.logsumexp(log_p, dim) - math.log(log_p.shape[dim])).cpu().numpy()
+def _log_mean(log_w: Tensor, log_p: Tensor) -> np.ndarray:
+    return torch.logsumexp(log_w + log_p, 0).cpu().numpy()
 
 
 def _without(
     bound: Bound, modes: Modes, mask: Tensor, draws: int, seed: int, nuts: NUTS | None
-) -> tuple[list[Tensor], np.ndarray]:
-    """Log likelihoods (draw, unit) of problems that differ in what they train on, and their k̂."""
+) -> tuple[list[tuple[Tensor, Tensor]], np.ndarray]:
+    """Log weights and log likelihoods (draw, unit) of problems that differ in what they train on.
+
+    And their k̂.
+    """
     problems = bound.posterior.with_mask(mask)
     inverse = (modes.factor @ modes.factor.mT).expand(len(mask), -1, -1)
     found = find_modes(problems, modes.u.expand(len(mask), -1), inverse)
-    result = importance_draws(problems, found, draws, torch.Generator().manual_seed(seed))
-    by_unit, k_hat = list(result.by_unit), result.k_hat.cpu().numpy().copy()
+    result = posterior_draws(problems, found, draws, torch.Generator().manual_seed(seed))
+    weighted, k_hat = (
+        list(zip(result.log_w, result.by_unit, strict=True)),
+        result.k_hat.cpu().numpy().copy(),
+    )
     if nuts is None:
-        return by_unit, k_hat
+        return weighted, k_hat
     for i in np.flatnonzero(k_hat > 0.7):
         one = replace(bound, posterior=bound.posterior.with_mask(mask[i : i + 1]))
         own = {name: value[i : i + 1] for name, value in vars(found).items()}
         u, _ = explore(one, Modes(**own), nuts, seed, None)
-        by_unit[i] = one.posterior.draws_terms(u.flatten(0, 1)[None])[1][0]
+        by_unit = one.posterior.draws_terms(u.flatten(0, 1)[None])[1][0]
+        weighted[i] = by_unit.new_full((len(by_unit),), -math.log(len(by_unit))), by_unit
         k_hat[i] = -np.inf
-    return by_unit, k_hat
+    return weighted, k_hat

@@ -1,12 +1,11 @@
-r"""Importance draws: the exact posterior, resampled from t₇ proposals around its mode.
+r"""Importance weights: the exact posterior, from t₇ proposals around its mode.
 
 .. math:: w_s = p(u_s)/q(u_s), \qquad \log p(\text{data}) \approx \log \tfrac1S \sum_s w_s
 
 Plain Laplace undercovers where a parameter leans on its bound (a lapse near zero); so corrected it
-does not. q is
-a mixture: t₇ split along each axis (Geweke 1989), the prior, and where these do not suffice a
-cloud of t₇ about the
-draws so far. The Pareto k̂ of the weights says whether to trust the result: above 0.7 use NUTS.
+does not. q is a mixture: t₇ split along each axis (Geweke 1989), the prior, and where these do not
+suffice clouds of t₇ about the draws so far (Cappé et al. 2004). The largest weights are smoothed,
+and the Pareto k̂ of their tail says whether to trust the result: above 0.7 use chains.
 """
 
 import math
@@ -22,26 +21,37 @@ from neurodiff.inference.priors import Pooled
 from neurodiff.inference.psis import smooth
 
 _DF = 7.0
-_SMALL = 12  # parameters up to which the prior and a cloud of draws are worth proposing from
+_SMALL = 12  # parameters up to which the prior and clouds of draws are worth proposing from
+_CLOUDS = 4  # at most
 
 
 @dataclass(frozen=True)
 class Draws:
-    """Posterior draws of a batch of problems.
+    """Weighted posterior draws of a batch of problems.
 
     Attributes:
-        u: (batch, draw, size), equally weighted.
+        u: (batch, draw, size).
+        log_w: Smoothed log weights; their exponentials sum to one.
         by_unit: Log likelihood of each unit at each draw.
         log_evidence: log p(data trained on).
-        k_hat: Pareto shape of the importance weights.
-        ess: Effective number of draws behind the resampled ones.
+        k_hat: Pareto shape of the weights.
     """
 
     u: Float[Tensor, "batch draw size"]
+    log_w: Float[Tensor, "batch draw"]
     by_unit: Float[Tensor, "batch draw unit"]
     log_evidence: Float[Tensor, " batch"]
     k_hat: Float[Tensor, " batch"]
-    ess: Float[Tensor, " batch"]
+
+    @property
+    def ess(self) -> Float[Tensor, " batch"]:
+        """How many draws of equal weight would say as much."""
+        return 1 / (2 * self.log_w).exp().sum(-1)
+
+    def resample(self, draws: int, generator: torch.Generator) -> Tensor:
+        """Draws (batch, draw, size) of equal weight."""
+        pick = _systematic(self.log_w.exp(), draws, generator)
+        return self.u[torch.arange(len(pick), device=pick.device)[:, None], pick]
 
 
 def _log_t(distance: Tensor, size: int) -> Tensor:
@@ -168,8 +178,8 @@ class _Mixture:
         self.counts.append(u.shape[1])
         self.parts.append((u, *self.posterior.draws_terms(u)))
 
-    def weigh(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """All draws, their log likelihoods by unit, log weights, and k̂ of each problem."""
+    def weigh(self) -> Draws:
+        """All draws so far."""
         u, prior, by_unit = (torch.cat(part, 1) for part in zip(*self.parts, strict=True))
         log_p = prior + (by_unit * self.posterior.mask[:, None, :]).sum(-1)
         total = sum(self.counts)
@@ -179,42 +189,42 @@ class _Mixture:
                 for q, n in zip(self.proposals, self.counts, strict=True)
             ]
         ).logsumexp(0)
-        log_w = torch.where(torch.isfinite(log_p - log_q), log_p - log_q, -torch.inf)
-        k_hat = [smooth(w[torch.isfinite(w)].cpu().numpy())[1] for w in log_w]
-        return u, by_unit, log_w, torch.tensor(k_hat)
+        raw = torch.where(torch.isfinite(log_p - log_q), log_p - log_q, -torch.inf)
+        log_w, k_hat = raw.clone(), torch.empty(len(raw))
+        for i, (row, kept) in enumerate(zip(raw, torch.isfinite(raw), strict=True)):
+            smoothed, k_hat[i] = smooth(row[kept].cpu().numpy())
+            log_w[i, kept] = torch.as_tensor(smoothed).to(raw)
+        evidence = torch.logsumexp(raw, -1) - math.log(total)
+        return Draws(u, log_w, by_unit, evidence, k_hat)
 
 
 def importance_draws(
     posterior: Posterior, modes: Modes, draws: int, generator: torch.Generator
 ) -> Draws:
-    """Resample split-t₇ proposals around the modes against the exact posterior.
+    """Weigh split-t₇ proposals around the modes against the exact posterior.
 
-    With at most twelve parameters some draws come from the prior, and where k̂ still exceeds 0.5 a
-    cloud about the
-    draws so far is added. In more dimensions neither would help, and k̂ says what is to be
-    believed.
+    With at most twelve parameters some draws come from the prior, and while k̂ exceeds 0.5 clouds
+    about the draws so far are added. In more dimensions neither would help, and k̂ says what is to
+    be believed.
 
     Args:
         posterior: The problems.
         modes: Their modes.
-        draws: Draws returned; at least twice as many are proposed.
+        draws: Draws proposed around the mode, and as many by each cloud.
         generator: Source of randomness, on the CPU.
     """
     mixture = _Mixture(posterior)
     around = _SplitT(posterior, modes)
-    mixture.add(around, around.sample(2 * draws, generator))
+    mixture.add(around, around.sample(draws, generator))
     small = isinstance(posterior.parameters, Pooled) and posterior.size <= _SMALL
     if small:
         prior = _Prior(posterior.parameters)  # pyright: ignore
-        from_prior = prior.sample(posterior.batch, draws // 2, generator).to(modes.u)
-        mixture.add(prior, from_prior)
-    u, by_unit, log_w, k_hat = mixture.weigh()
-    if small and bool((k_hat > 0.5).any()):
-        cloud = _Cloud(u, log_w, generator)
-        mixture.add(cloud, cloud.sample(2 * draws, generator))
-        u, by_unit, log_w, k_hat = mixture.weigh()
-    probs = torch.softmax(log_w, -1)
-    pick = _systematic(probs, draws, generator)
-    rows = torch.arange(len(u), device=u.device)[:, None]
-    evidence = torch.logsumexp(log_w, -1) - math.log(u.shape[1])
-    return Draws(u[rows, pick], by_unit[rows, pick], evidence, k_hat, 1 / (probs**2).sum(-1))
+        mixture.add(prior, prior.sample(posterior.batch, draws // 4, generator).to(modes.u))
+    found = mixture.weigh()
+    for _ in range(_CLOUDS if small else 0):
+        if bool((found.k_hat <= 0.5).all()):
+            break
+        cloud = _Cloud(found.u, found.log_w, generator)
+        mixture.add(cloud, cloud.sample(draws, generator))
+        found = mixture.weigh()
+    return found

@@ -9,6 +9,7 @@ trials and differ in the 0/1 mask m over units; calibration sets are problems wi
 their own. Both are one call: the model runs under ``vmap`` over problems and draws.
 """
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ from neurodiff.inference.priors import Pooled, nearest
 
 _CACHE = 400_000  # numbers in one temporary of a chunk of draws
 _CELLS = 2_000_000  # numbers in one temporary of a Hessian
+_LONG = 5_000  # rows from which draws are weighed in single precision: memory is what they wait for
 
 
 def bind(
@@ -103,6 +105,11 @@ class Posterior:
         """The same trials with other units trained on."""
         return replace(self, mask=mask)
 
+    def select(self, problems: Tensor) -> "Posterior":
+        """Some of the problems, by index or as a boolean mask."""
+        response = self.response if self._shared else self.response[problems]
+        return replace(self, response=response, mask=self.mask[problems])
+
     def take(self, rows: Int[Tensor, " row"]) -> "Posterior":
         """One problem on some of the rows, in that order, each its own unit and counted once."""
         n = len(self.unit)
@@ -146,8 +153,8 @@ class Posterior:
         return order, torch.bincount(self.unit, minlength=self.mask.shape[1])
 
     def rows(self, u: Float[Tensor, " size"], y: Float[Tensor, " trial"]) -> Tensor:
-        """Log p(y_i | x(u)) of each row."""
-        values = self.parameters.trial_values(u)
+        """Log p(y_i | x(u)) of each row, in the precision of y."""
+        values = {k: v.to(y.dtype) for k, v in self.parameters.trial_values(u).items()}
         return functional_call(self.model, values, (self.trials,)).log_prob(y)
 
     def log_likelihood(self, values: dict[str, Tensor]) -> Float[Tensor, ""]:
@@ -158,6 +165,14 @@ class Posterior:
 
     def _density(self, u: Tensor, y: Tensor, counts: Tensor) -> Tensor:
         return self.parameters.log_prior(u) + self.rows(u, y) @ counts
+
+    @cached_property
+    def _single(self) -> "Posterior":
+        """The same in single precision, but for u and the priors."""
+        model = copy.deepcopy(self.model).float()
+        trials = {k: v.float() for k, v in self.trials.items()}
+        response, weight = self.response.float(), self.weight.float()
+        return replace(self, model=model, trials=trials, response=response, weight=weight)
 
     @property
     def _in_dims(self) -> tuple[int, int | None, int]:
@@ -189,15 +204,20 @@ class Posterior:
     def draws_terms(
         self, u: Float[Tensor, "batch draw size"]
     ) -> tuple[Float[Tensor, "batch draw"], Float[Tensor, "batch draw unit"]]:
-        """Log prior and log likelihood by unit at many draws, a bounded number at a time."""
+        """Log prior and log likelihood by unit at many draws, a bounded number at a time.
+
+        Long designs are evaluated in single precision, whose error is far below a nat.
+        """
         flat = u.reshape(-1, u.shape[-1])
         prior = vmap(self.parameters.log_prior)(flat)
         by_unit = flat.new_empty(len(flat), self.mask.shape[1])
-        (y, counts), in_dims = self._answers, self._in_dims[:2]
+        quick = self._single if self.response.shape[-1] >= _LONG else self
+        (y, counts), in_dims = quick._answers, self._in_dims[:2]
         for part in torch.arange(len(flat)).split(max(1, _CACHE // self.response.shape[-1])):
             problem = ... if self._shared else part.to(u.device) // u.shape[1]
-            rows = vmap(self.rows, in_dims)(flat[part], y[problem])
-            by_unit[part] = self._by_unit(rows if self._each_once else rows * counts[problem])
+            rows = vmap(quick.rows, in_dims)(flat[part], y[problem])
+            rows = rows if self._each_once else rows * counts[problem]
+            by_unit[part] = self._by_unit(rows).to(by_unit)
         return prior.reshape(u.shape[:2]), by_unit.reshape(*u.shape[:2], -1)
 
     def _by_unit(self, rows: Float[Tensor, "draw trial"]) -> Float[Tensor, "draw unit"]:

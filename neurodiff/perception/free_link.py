@@ -121,37 +121,52 @@ class FreeLink(Law):
 
 
 class FreeLinkDistribution(LawDistribution):
-    """The distribution of a :class:`FreeLink` with masses (..., K)."""
+    """The distribution of a :class:`FreeLink` with masses (..., K).
+
+    Masses are mixed into the cubic of each cell first, so a value costs one cell and not K splines.
+    """
 
     def __init__(self, law: FreeLink, mass: Tensor) -> None:
-        self.left, self.right = law.knots[:-1], law.knots[1:]
-        self.rising, self.falling = law.rising, law.falling
-        self.mass = mass.to(law.rising)
+        self.knots = law.knots
+        self.width = law.knots.diff()
+        self.mass = mass = mass.to(law.rising)
+        shape = (*mass.shape[:-1], 3, len(self.width))
+        self.rising = (mass @ law.rising.mT).reshape(shape)
+        self.falling = (mass @ law.falling.mT).reshape(shape)
         super().__init__(mass.shape[:-1], mass)
 
-    def _mix(self, basis: Tensor) -> Tensor:
-        """Σ m_k basis_k; one mass for all values is a product with a matrix."""
-        return basis @ self.mass if self.mass.dim() == 1 else (basis * self.mass).sum(-1)
+    def _cell(self, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Finite values, their cells (a value on a knot is in the one above), and v = 0..1."""
+        x = finite(value).expand(torch.broadcast_shapes(value.shape, self.batch_shape))
+        cell = torch.bucketize(x.detach().contiguous(), self.knots[1:-1], right=True)
+        return x, cell, (x - self._at(self.knots, cell)) / self._at(self.width, cell)
 
-    def _powers(self, done: Tensor, past: Tensor, before: Tensor) -> Tensor:
-        """v, v², v³ of the part of each cell that is done, 0 before and 1 past it."""
-        # one-sided: a value on a knot has the slope of one cell, not of both
-        v = torch.where(before, 0.0, torch.where(past, 1.0, done))
-        return torch.cat([v, v * v, v * v * v], -1)
+    def _cubic(self, coefficients: Tensor, start: Tensor, cell: Tensor, v: Tensor) -> Tensor:
+        """Start + c₁v + c₂v² + c₃v³ with the coefficients of each value's cell."""
+        c1, c2, c3 = (self._at(row, cell) for row in coefficients.unbind(-2))
+        return self._at(start, cell) + v * (c1 + v * (c2 + v * c3))
+
+    def _at(self, table: Tensor, cell: Tensor) -> Tensor:
+        if table.dim() == 1:
+            return table.gather(0, cell.reshape(-1)).reshape(cell.shape)
+        return table.expand(*cell.shape, -1).gather(-1, cell[..., None])[..., 0]
 
     def cdf(self, value: Tensor) -> Tensor:
         """P(Λ ≤ λ)."""
-        x = finite(value)[..., None]
-        done = (x - self.left) / (self.right - self.left)
-        powers = self._powers(done, x >= self.right, x < self.left)
-        return torch.where(value >= self.right[-1], 1.0, self._mix(powers @ self.rising))
+        x, cell, v = self._cell(value)
+        rise = self.rising.sum(-2)
+        inside = self._cubic(self.rising, rise.cumsum(-1) - rise, cell, v)
+        below = torch.where(x < self.knots[0], 0.0, inside)
+        return torch.where(x >= self.knots[-1], 1.0, below)
 
     def survival(self, logsnr: Tensor) -> Tensor:
         """P(Λ > λ), summed from the upper end."""
-        x = finite(logsnr)[..., None]
-        left = (self.right - x) / (self.right - self.left)
-        powers = self._powers(left, x < self.left, x >= self.right)
-        return torch.where(logsnr < self.left[0], 1.0, self._mix(powers @ self.falling))
+        x, cell, v = self._cell(logsnr)
+        fall = self.falling.sum(-2)
+        above = fall.flip(-1).cumsum(-1).flip(-1) - fall
+        inside = self._cubic(self.falling, above, cell, 1 - v)
+        below = torch.where(x < self.knots[0], 1.0, inside)
+        return torch.where(x >= self.knots[-1], 0.0, below)
 
     def log_survival(self, logsnr: Tensor) -> Tensor:
         """Log P(Λ > λ); −inf from the last knot on."""
@@ -159,27 +174,23 @@ class FreeLinkDistribution(LawDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density in 1/nat; −inf outside the knots."""
-        x = finite(value)[..., None]
-        width = self.right - self.left
-        inside = (x >= self.left) & (x < self.right)
-        v = torch.where(inside, (x - self.left) / width, 0.0)
-        slope = torch.where(inside, 1 / width, 0.0)
-        powers = torch.cat([slope, 2 * v * slope, 3 * v * v * slope], -1)
-        density = self._mix(powers @ self.rising)
-        somewhere = (value >= self.left[0]) & (value < self.right[-1])
+        x, cell, v = self._cell(value)
+        c1, c2, c3 = (self._at(row, cell) for row in self.rising.unbind(-2))
+        density = (c1 + v * (2 * c2 + 3 * v * c3)) / self._at(self.width, cell)
+        somewhere = (x >= self.knots[0]) & (x < self.knots[-1])
         return torch.where(somewhere, torch.where(somewhere, density, 1.0).log(), -torch.inf)
 
     def icdf(self, value: Tensor) -> Tensor:
         """The quantile function, by halving; implicit gradients."""
-        root = bisect(self.cdf, value, self.left[0], self.right[-1])
+        root = bisect(self.cdf, value, self.knots[0], self.knots[-1])
         return self._implicit(root, self.cdf(root) - value)
 
     def isf(self, value: Tensor) -> Tensor:
         """The inverse survival function, by halving; implicit gradients."""
-        root = bisect(lambda x: -self.survival(x), -value, self.left[0], self.right[-1])
+        root = bisect(lambda x: -self.survival(x), -value, self.knots[0], self.knots[-1])
         return self._implicit(root, value - self.survival(root))
 
     @property
     def support(self) -> Constraint:
         """From the first knot to the last."""
-        return supports.interval(self.left[0], self.right[-1])
+        return supports.interval(self.knots[0], self.knots[-1])

@@ -125,13 +125,13 @@ class OneSpike(Distribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log probability of 0 or 1."""
-        spiked = value > 0.5
+        spiked, tiny = value > 0.5, torch.finfo(self.rate.dtype).tiny
         at = _indices(spiked) if value.dim() == 1 and value.shape == self.rate.shape else None
         if at is None:
             # the inner where keeps log(0) out of both the value and the gradient of silent bins
-            safe = torch.where(spiked, self.rate.clamp_min(1e-300), 1.0)
+            safe = torch.where(spiked, self.rate.clamp_min(tiny), 1.0)
             return torch.where(spiked, torch.log(-torch.expm1(-safe)), -self.rate)
-        rate = self.rate[at].clamp_min(1e-300)
+        rate = self.rate[at].clamp_min(tiny)
         return (-self.rate).index_put((at,), torch.log(-torch.expm1(-rate)))
 
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008

@@ -301,7 +301,7 @@ def test_kfold_against_quadrature_of_each_training_subset():
 def test_chains_take_over_where_importance_sampling_fails(monkeypatch):
     right, n = np.array([3, 8, 6]), 12
     bound = join(Coin(), coins(right, n))
-    true = heldout.importance_draws
+    true = heldout.posterior_draws
 
     def hopeless(problems, *rest):
         draws = true(problems, *rest)
@@ -310,7 +310,7 @@ def test_chains_take_over_where_importance_sampling_fails(monkeypatch):
             draws, by_unit=draws.by_unit - 50 * (k_hat > 0.7)[:, None, None], k_hat=k_hat
         )
 
-    monkeypatch.setattr(heldout, "importance_draws", hopeless)
+    monkeypatch.setattr(heldout, "posterior_draws", hopeless)
     args = bound, modes_of(bound, 1, 0), alternating(3, 3), 4000, 0
     elpd, k_hat = kfold(*args, NUTS(draws=500, warmup=100, chains=2))
     assert k_hat.tolist() == [-np.inf, 0.1, 0.1]

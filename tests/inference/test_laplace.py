@@ -36,7 +36,12 @@ def normal_data(n=12):
 def solve(model, data, draws=2000, seed=0):
     bound = join(model, data)
     modes = modes_of(bound, 2, 0)
-    return modes, importance_draws(bound.posterior, modes, draws, toys.generator(seed))
+    return modes, importance_draws(bound.posterior, modes, 2 * draws, toys.generator(seed))
+
+
+def equal(draws, n=2000):
+    """Draws of equal weight, of one problem."""
+    return draws.resample(n, toys.generator())[0]
 
 
 def test_conjugate_normal_is_exact():
@@ -52,8 +57,8 @@ def test_conjugate_normal_is_exact():
     # the proposals are wider than this posterior: their weights scatter the evidence a little
     assert draws.log_evidence.item() == pytest.approx(evidence, abs=4 * 0.5 / np.sqrt(4000))
     se = np.sqrt(variance / draws.ess.item())
-    assert draws.u.mean().item() == pytest.approx(variance * y.sum(), abs=4 * se)
-    assert draws.u.std().item() == pytest.approx(np.sqrt(variance), rel=0.06)
+    assert equal(draws).mean().item() == pytest.approx(variance * y.sum(), abs=4 * se)
+    assert equal(draws).std().item() == pytest.approx(np.sqrt(variance), rel=0.06)
 
 
 def test_mode_has_no_gradient():
@@ -71,7 +76,7 @@ def test_one_parameter_against_quadrature():
     data = toys.data()
     loc, weights, evidence = toys.grid_loc(data)
     _, draws = solve(toys.model(), data)
-    u = draws.u[0, :, 0].numpy()
+    u = equal(draws)[:, 0].numpy()
     n = draws.ess.item()
     assert n > 1000
     assert draws.log_evidence.item() == pytest.approx(evidence, abs=0.05)
@@ -88,10 +93,11 @@ def test_two_parameters_with_few_trials_against_quadrature():
     data = toys.data(40, seed=3)
     loc, log_scale, weights, evidence = toys.grid_both(data, 601)
     _, draws = solve(toys.model(BOTH), data, draws=4000)
-    n = draws.u.shape[1] / 4  # the few draws in a tail carry the larger weights
+    u = equal(draws, 4000)
+    n = len(u) / 4  # the few draws in a tail carry the larger weights
     assert draws.k_hat.item() < 0.7
     assert draws.log_evidence.item() == pytest.approx(evidence, abs=0.1)
-    for values, own in ((loc, draws.u[0, :, 0]), (log_scale, draws.u[0, :, 1])):
+    for values, own in ((loc, u[:, 0]), (log_scale, u[:, 1])):
         for q in (0.05, 0.5, 0.95):
             share = weights[values < np.quantile(own.numpy(), q)].sum()
             assert share == pytest.approx(q, abs=4 * np.sqrt(q * (1 - q) / n))
@@ -156,3 +162,13 @@ def test_the_same_seed_draws_the_same():
     )
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
+
+
+def test_weights_sum_to_one_and_so_do_those_of_the_resampled():
+    _, draws = solve(toys.model(BOTH), toys.data(40, seed=3))
+    assert draws.log_w.exp().sum().item() == pytest.approx(1.0, abs=1e-12)
+    assert 1 < draws.ess.item() <= draws.u.shape[1]
+    by_weight = (draws.log_w.exp()[..., None] * draws.u).sum(1)[0]
+    # systematic resampling: far closer to the weighted mean than independent draws would be
+    sd = equal(draws).std(0)
+    assert ((equal(draws).mean(0) - by_weight).abs() < 2 * sd / np.sqrt(2000)).all()

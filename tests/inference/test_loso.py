@@ -8,7 +8,8 @@ from torch import nn
 from torch.distributions import Bernoulli, Normal
 
 from neurodiff.inference.join import join
-from neurodiff.inference.loso import Population, leave_one_group_out
+from neurodiff.inference.loso import leave_one_group_out
+from neurodiff.inference.stages import Population, two_stages
 
 
 class Coin(nn.Module):
@@ -112,3 +113,30 @@ def test_few_components_explain_an_outlier():
 def test_needs_groups():
     with pytest.raises(TypeError, match="has no groups"):
         leave_one_group_out(join(Coin(), coins([3, 4], 8)), 100, 0)
+
+
+def test_two_stages_against_quadrature():
+    """Population mean and log s.d. of four coins."""
+    right, n = [24, 20, 9, 27], 30
+    bound = join(Coin(), coins(right, n), by="subject")
+    u, r_hat = two_stages(bound.posterior, 1000, torch.Generator().manual_seed(0))
+    assert r_hat < 1.05
+    nodes, w = np.polynomial.hermite_e.hermegauss(80)
+    mu, log_tau = np.meshgrid(np.linspace(-5, 5, 161), np.linspace(-7, 2, 241), indexing="ij")
+    tau = np.exp(log_tau)
+    theta = mu[..., None] + tau[..., None] * nodes
+    log_p = -0.5 * mu**2 - 0.5 * tau**2 + log_tau
+    for k in right:
+        each = -k * np.logaddexp(0, -theta) - (n - k) * np.logaddexp(0, theta)
+        log_p = log_p + np.log((np.exp(each - each.max()) * w).sum(-1)) + each.max()
+    p = np.exp(log_p - log_p.max())
+    p /= p.sum()
+    for values, own in ((mu, u[:, 0]), (log_tau, u[:, 1])):
+        mean = (p * values).sum()
+        sd = np.sqrt((p * (values - mean) ** 2).sum())
+        assert own.mean().item() == pytest.approx(mean, abs=4 * sd / np.sqrt(200))
+        assert own.std().item() == pytest.approx(sd, rel=0.25)
+    # each group's own parameter is z's place in the population: near its own log odds
+    groups = u[:, :1] + u[:, 1:2].exp() * u[:, 2:]
+    order = groups.mean(0).argsort().tolist()
+    assert order == np.argsort(right).tolist()

@@ -1,0 +1,58 @@
+r"""Posterior draws of a batch of problems: importance weights where they hold, chains where not.
+
+.. math:: \hat k \le 0.7: \ \sum_s w_s\, \delta_{u_s}; \qquad
+    \hat k > 0.7: \ \tfrac1S \sum_s \delta_{u_s}, \quad u_s \text{ from many short chains}
+
+A thin curved ridge (one person, whose internal noise trades against the law's place and scale)
+leaves importance sampling with a handful of distinct draws. Chains follow it, at a cost that grows
+with the rows, so a long recording keeps its weights and the k̂ that says what they are worth.
+"""
+
+import math
+
+import torch
+
+from neurodiff.inference.hmc import many_chains
+from neurodiff.inference.importance import Draws, importance_draws
+from neurodiff.inference.laplace import Modes
+from neurodiff.inference.posterior import Posterior
+
+_ROWS = 2_000  # of a design for which chains are affordable
+_CHAINS = 100
+_AGREE = 1.1  # nested R-hat up to which chains are believed
+
+
+def posterior_draws(
+    posterior: Posterior, modes: Modes, draws: int, generator: torch.Generator
+) -> Draws:
+    """Weighted draws of every problem; those from chains have equal weights and k̂ = -inf.
+
+    Args:
+        posterior: The problems.
+        modes: Their modes.
+        draws: Importance draws around each mode.
+        generator: Source of randomness, on the CPU.
+
+    Returns:
+        Draws; k̂ is +inf where chains took over and did not agree.
+    """
+    found = importance_draws(posterior, modes, draws, generator)
+    bad = found.k_hat > 0.7
+    if not bool(bad.any()) or posterior.response.shape[-1] > _ROWS:
+        return found
+    here = bad.to(found.u.device)
+    part, centre, factor = posterior.select(here), modes.u[here], modes.factor[here]
+    noise = torch.randn(len(centre), _CHAINS, posterior.size, generator=generator)
+    start = centre[:, None] + 1.5 * noise.to(centre) @ factor.mT
+    chains = many_chains(part, centre, factor, start, generator)
+    u = chains.u.flatten(1, 2)
+    n = min(u.shape[1], found.u.shape[1])
+    u = u[:, torch.linspace(0, u.shape[1] - 1, n).long().to(u.device)]
+    # as many columns as the others have: what is beyond the chains' draws weighs nothing
+    found.log_w[here] = -math.inf
+    found.log_w[here, :n] = -math.log(n)
+    found.u[here, :n] = u
+    found.by_unit[here, :n] = part.draws_terms(u)[1]
+    agree = chains.r_hat.to(found.k_hat) < _AGREE
+    found.k_hat[bad] = torch.where(agree, -math.inf, math.inf).to(found.k_hat)
+    return found

@@ -1,0 +1,225 @@
+r"""The population of a hierarchy in two stages: each group alone, then all of them together.
+
+.. math:: u_{jk} \sim p(u \mid y_j) \propto p(y_j \mid u)\, \pi(u), \qquad
+    (\mu, \tau, k) \mid \cdot \ \propto\ p(\mu)\, p(\tau)
+    \prod_j \frac{N(u_{jk_j};\, \mu, \tau^2)}{\pi(u_{jk_j})}
+
+Draws :math:`u_{jk}` of each group by itself, under a working prior π, are what a Gibbs sampler of
+(μ, τ, u) then proposes. Likelihoods are not computed again, so every fold and chain runs side by
+side. A first round finds the population that is the π of the second.
+
+References:
+    Lunn, Barrett, Sweeting & Thompson 2013, "Fully Bayesian hierarchical modelling in two stages".
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from neurodiff.inference.draws import posterior_draws
+from neurodiff.inference.groups import Grouped
+from neurodiff.inference.laplace import find_modes
+from neurodiff.inference.posterior import Posterior
+from neurodiff.inference.priors import LOG_ROOT_TAU, Pooled, Site
+
+_CHAINS, _WARMUP, _DRAWS, _TRIES = 32, 200, 300, 8
+_CENTRES = 1000  # draws of a group, and of the population that make up a mixture
+
+
+class Population(Pooled):
+    r"""A new subject's parameters, given draws of the population that they come from.
+
+    .. math:: p(u) = \tfrac1D \textstyle\sum_d N(u;\, \mu_d, \tau_d^2)
+
+    Args:
+        sites: The parameters of one subject.
+        mean: μ, unconstrained.
+        sd: τ.
+    """
+
+    def __init__(
+        self,
+        sites: list[Site],
+        mean: Float[Tensor, "centre size"],
+        sd: Float[Tensor, "centre size"],
+    ) -> None:
+        super().__init__(sites)
+        self.mean, self.sd = mean, sd
+
+    def log_prior(self, u: Float[Tensor, " size"]) -> Float[Tensor, ""]:
+        """Log density of the mixture."""
+        return torch.logsumexp(self.components(u), 0) - math.log(len(self.mean))
+
+    def components(self, u: Float[Tensor, " size"]) -> Float[Tensor, " centre"]:
+        """Log density of each component."""
+        z = (u - self.mean) / self.sd
+        return (-0.5 * z * z - self.sd.log() - LOG_ROOT_TAU).sum(-1)
+
+    def effective(self, u: Float[Tensor, "draw size"]) -> float:
+        """How many components explain a subject: few where only rare populations hold its like."""
+        shares = torch.softmax(torch.vmap(self.components)(u), -1).mean(0)
+        return (1 / shares.square().sum()).item()
+
+    def start(self) -> Float[Tensor, " size"]:
+        """The middle of the population."""
+        return self.mean.mean(0)
+
+    def draw_prior(self, count: int) -> Float[Tensor, "{count} size"]:
+        """Draws of new subjects, unconstrained; from torch's global generator."""
+        pick = torch.randint(len(self.mean), (count,))
+        noise = torch.randn(count, self.size, dtype=self.mean.dtype).to(self.mean)
+        return self.mean[pick] + self.sd[pick] * noise
+
+
+def _alone(joint: Posterior, grouped: Grouped, group: int) -> Posterior:
+    """The trials of one group, their parameters no longer those of a group."""
+    rows = torch.nonzero(grouped.index == group)[:, 0]
+    return replace(joint.take(rows), parameters=grouped.pooled, weight=joint.weight[rows])
+
+
+def _under(own: Posterior, prior: Pooled, generator: torch.Generator) -> Tensor:
+    """Draws (draw, size) of one group's parameters under a prior."""
+    own = replace(own, parameters=prior)
+    modes = find_modes(own, prior.start()[None])
+    return posterior_draws(own, modes, 2 * _CENTRES, generator).resample(_CENTRES, generator)[0]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the chains of every fold found.
+
+    Attributes:
+        mean: μ.
+        log_sd: log τ.
+        groups: The groups' own parameters, unconstrained.
+        r_hat: Largest potential scale reduction.
+    """
+
+    mean: Float[Tensor, "fold draw size"]
+    log_sd: Float[Tensor, "fold draw size"]
+    groups: Float[Tensor, "fold draw group size"]
+    r_hat: Float[Tensor, " fold"]
+
+
+def populations(
+    joint: Posterior, mask: Float[Tensor, "fold group"], generator: torch.Generator
+) -> tuple[list[Posterior], Found]:
+    """The groups, each alone, and the populations of those that each fold's mask names.
+
+    Raises:
+        TypeError: If the model has no groups.
+    """
+    grouped = joint.parameters
+    if not isinstance(grouped, Grouped):
+        raise TypeError("the model has no groups: a population needs join(…, by=…)")
+    groups = [_alone(joint, grouped, j) for j in range(grouped.groups)]
+    pooled, everyone = grouped.pooled, torch.ones_like(mask[:1])
+    first = _gibbs(groups, pooled, pooled, everyone, generator)
+    mean, sd = first.mean[0, ::5], first.log_sd[0, ::5].exp()  # a proposal: a few will do
+    return groups, _gibbs(groups, Population(grouped.sites, mean, sd), pooled, mask, generator)
+
+
+def two_stages(joint: Posterior, draws: int, generator: torch.Generator) -> tuple[Tensor, float]:
+    """Draws (draw, size) of a hierarchy's flat vector, and R-hat of its population.
+
+    Args:
+        joint: A hierarchical posterior.
+        draws: As many.
+        generator: Source of randomness, on the CPU.
+    """
+    everyone = joint.mask.new_ones(1, joint.parameters.groups)  # pyright: ignore
+    found = populations(joint, everyone, generator)[1]
+    keep = torch.linspace(0, found.mean.shape[1] - 1, draws).long().to(found.mean.device)
+    mean, log_sd, own = (x[0, keep] for x in (found.mean, found.log_sd, found.groups))
+    z = (own - mean[:, None]) * (-log_sd[:, None]).exp()
+    return torch.cat([mean, log_sd, z.flatten(1)], -1), found.r_hat.item()
+
+
+def _gibbs(
+    groups: list[Posterior],
+    working: Pooled,
+    pooled: Pooled,
+    mask: Float[Tensor, "fold group"],
+    generator: torch.Generator,
+) -> Found:
+    """Draws of the population of the groups in each fold's mask, from their draws under π."""
+    u = torch.stack([_under(group, working, generator) for group in groups])
+    log_pi = torch.vmap(torch.vmap(working.log_prior))(u)
+    gibbs = _Gibbs(u, log_pi, pooled, mask, generator)
+    for _ in range(_WARMUP):
+        gibbs.sweep()
+    kept, picks = [], []
+    for _ in range(_DRAWS):
+        gibbs.sweep()
+        kept.append(torch.cat([gibbs.mean, gibbs.log_sd], -1))
+        picks.append(gibbs.pick)
+    found = torch.stack(kept, 2)
+    keep = torch.linspace(0, _CHAINS * _DRAWS - 1, _CENTRES).long().to(found.device)
+    mean, log_sd = found.flatten(1, 2)[:, keep].chunk(2, -1)
+    pick = torch.stack(picks, 2).flatten(1, 2)[:, keep]
+    return Found(mean, log_sd, u[gibbs.group, pick], _r_hat(found))
+
+
+def _r_hat(found: Float[Tensor, "fold chain draw value"]) -> Float[Tensor, " fold"]:
+    """Largest potential scale reduction of the chains."""
+    draws = found.shape[2]
+    ratio = found.mean(2).var(1) / found.var(2).mean(1).clamp_min(1e-300)
+    return ((draws - 1) / draws + ratio).sqrt().amax(-1)
+
+
+class _Gibbs:
+    """Chains of (μ, log τ, u) for every fold, u among draws of each group alone."""
+
+    def __init__(
+        self, u: Tensor, log_pi: Tensor, pooled: Pooled, mask: Tensor, generator: torch.Generator
+    ) -> None:
+        self.draws, self.log_pi, self.pooled, self.generator = u, log_pi, pooled, generator
+        self.mask, shape = mask[:, None, :, None], (len(mask), _CHAINS, len(u))
+        self.count = self.mask.sum(2)
+        self.log_grid = torch.linspace(-6.0, 3.0, 121).to(u)
+        self.group = torch.arange(len(u), device=u.device)
+        self.pick = self._index(shape)
+        self.mean = self._own().mean(2)
+        self.log_sd = torch.zeros_like(self.mean)
+
+    def _uniform(self, shape: tuple[int, ...] | torch.Size) -> Tensor:
+        return torch.rand(shape, generator=self.generator, dtype=torch.float64).to(self.draws)
+
+    def _index(self, shape: tuple[int, ...] | torch.Size) -> Tensor:
+        return (self._uniform(shape) * self.draws.shape[1]).long()
+
+    def _own(self) -> Float[Tensor, "fold chain group size"]:
+        return self.draws[self.group, self.pick]
+
+    def sweep(self) -> None:
+        """Update each group's u, then μ given them, then τ."""
+        score = self._score(self.pick)
+        for _ in range(_TRIES):
+            other = self._index(self.pick.shape)
+            new = self._score(other)
+            move = self._uniform(score.shape).log() < new - score
+            self.pick = torch.where(move, other, self.pick)
+            score = torch.where(move, new, score)
+        own = self._own() * self.mask
+        noise = torch.randn(self.mean.shape, generator=self.generator, dtype=torch.float64)
+        spread = self.log_sd.exp() / self.count.sqrt()
+        mean = own.sum(2) / self.count + spread * noise.to(own)
+        prior = torch.vmap(torch.vmap(self.pooled.log_prior))
+        move = self._uniform(mean.shape[:2]).log() < prior(mean) - prior(self.mean)
+        self.mean = torch.where(move[..., None], mean, self.mean)
+        squares = ((own - self.mean[:, :, None]).square() * self.mask).sum(2)[..., None]
+        # HalfNormal(1) on τ, in log τ
+        variance = (2 * self.log_grid).exp()
+        log_p = (1 - self.count[..., None]) * self.log_grid - 0.5 * (variance + squares / variance)
+        cumulative = torch.softmax(log_p, -1).cumsum(-1)
+        cell = (cumulative < self._uniform(squares.shape)).sum(-1).clamp_max(len(variance) - 1)
+        jitter = self._uniform(cell.shape) - 0.5
+        self.log_sd = self.log_grid[cell] + jitter * (self.log_grid[1] - self.log_grid[0])
+
+    def _score(self, pick: Tensor) -> Float[Tensor, "fold chain group"]:
+        """Log N(u; μ, τ²)/π(u), up to a constant."""
+        z = (self.draws[self.group, pick] - self.mean[:, :, None]) / self.log_sd.exp()[:, :, None]
+        return -0.5 * z.square().sum(-1) - self.log_pi[self.group, pick]
