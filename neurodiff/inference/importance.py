@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
+from scipy import stats
 from torch import Tensor
 
 from neurodiff.inference.laplace import Modes
@@ -90,10 +91,12 @@ class _SplitT:
         self.log_scale = log_det + (self.widths.sum(1) / 2).log().sum(-1)
 
     def sample(self, proposals: int, generator: torch.Generator) -> Tensor:
-        z = _t_noise(self.modes.u, proposals, generator).abs()
+        u, stretch = _even(self.modes.u, proposals, generator)
         # right of the mode with the right side's share of the width: the density is continuous
-        share = (self.widths[:, 1] / self.widths.sum(1)).unsqueeze(1)
-        right = torch.rand(z.shape, generator=generator, dtype=torch.float64).to(z) < share
+        share = (self.widths[:, 0] / self.widths.sum(1)).unsqueeze(1)
+        right = u > share
+        tail = torch.where(right, (1 - u) / (1 - share), u / share)
+        z = torch.special.ndtri((0.5 * tail).clamp_min(1e-12)).abs() * stretch
         steps = torch.where(right, z * self.widths[:, None, 1], -z * self.widths[:, None, 0])
         return self.modes.u[:, None] + steps @ self.modes.factor.mT
 
@@ -147,6 +150,23 @@ class _Cloud:
         log_det = torch.linalg.slogdet(self.factor)[1][:, None]
         mixture = torch.logsumexp(_log_t(distance, u.shape[-1]), -1)
         return mixture - math.log(self.centres.shape[1]) - log_det
+
+
+def _even(
+    like: Float[Tensor, "batch size"], n: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Uniform points (batch, n, size), and what makes normal ones t₇ (batch, n, 1).
+
+    Scrambled Sobol points: they fill the space more evenly than chance would, and averages over
+    them converge faster.
+    """
+    batch, size = like.shape
+    seed = int(torch.randint(2**31, (1,), generator=generator))
+    sobol = torch.quasirandom.SobolEngine(size + 1, scramble=True, seed=seed)
+    points = sobol.draw(n, dtype=torch.float64)
+    chi2 = torch.as_tensor(stats.chi2.ppf(points[:, -1:].clamp(1e-12, 1 - 1e-12).numpy(), _DF))
+    u, stretch = points[:, :-1].to(like), (_DF / chi2).sqrt().to(like)
+    return u.expand(batch, -1, -1), stretch.expand(batch, -1, -1)
 
 
 def _t_noise(like: Float[Tensor, "batch size"], n: int, generator: torch.Generator) -> Tensor:

@@ -47,7 +47,13 @@ def _factor(hessian: Float[Tensor, "batch size size"]) -> tuple[Tensor, Tensor]:
     values, vectors = torch.linalg.eigh(-hessian)
     definite = (values > 1e-10 * values.amax(-1, keepdim=True).clamp_min(1e-300)).all(-1)
     scale = torch.where(values > 1e-8, values.clamp_min(1e-8).rsqrt(), torch.ones_like(values))
-    return vectors * scale[..., None, :], definite
+    root = vectors * scale[..., None, :]
+    # of all L with this covariance, the one whose axes lie nearest to the parameters: what is
+    # skewed is a parameter, not an eigenvector
+    sd = root.square().sum(-1).sqrt()
+    values, vectors = torch.linalg.eigh((root / sd[..., None]) @ (root / sd[..., None]).mT)
+    root = (vectors * values.clamp_min(1e-12).sqrt()[..., None, :]) @ vectors.mT
+    return sd[..., None] * root, definite
 
 
 def find_modes(
