@@ -18,9 +18,13 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import torch
 
 import neurodiff as nd
+from neurodiff.inference.fit import modes_of
 from neurodiff.inference.hypotheses import plan, task_of
+from neurodiff.inference.join import join
+from neurodiff.inference.laplace import find_modes
 from neurodiff.inference.study import study
 from neurodiff.perception.frontend import InternalNoise
 
@@ -67,6 +71,32 @@ def thresholds(mapping):
     rows.append([mapping, "difference", "networks - people"])
     rows[-1] += [*np.quantile(apart, [0.05, 0.5, 0.95]), np.nan]
     return rows
+
+
+def over_images(mapping, replicates=500):
+    """Networks less people again, with the image as the unit: the networks all saw the same.
+
+    Every observer is fitted to each bootstrap sample of images, all samples in one batch.
+    """
+    both = {kind: observers(kind, mapping) for kind in ("human", "network")}
+    images = np.unique(np.concatenate([data["image"].values for data in both.values()]))
+    n = len(images)
+    counts = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), replicates)
+    means = {}
+    for kind, data in both.items():
+        found = []
+        for name in np.unique(data["subject"].values):
+            bound = join(logistic(), one(data, name), unit="image")
+            shown = counts[:, np.searchsorted(images, bound.unit_names)]
+            full = modes_of(bound, 4, 0)
+            inverse = (full.factor @ full.factor.mT).expand(replicates, -1, -1)
+            samples = bound.posterior.with_mask(torch.as_tensor(shown, dtype=torch.float64))
+            modes = find_modes(samples, full.u.expand(replicates, -1), inverse)
+            found.append(bound.pooled.constrain(modes.u)["weighting.law.loc"].numpy())
+        means[kind] = np.mean(found, 0)
+    apart = means["network"] - means["human"]
+    quantiles = np.quantile(apart, [0.05, 0.5, 0.95])
+    return [mapping, "difference", "networks - people, by image", *quantiles, np.nan]
 
 
 def predictive(data, fit):
@@ -117,6 +147,7 @@ def run(workers):
         joint.to_csv(RESULTS / "02_people.csv", index=False, float_format="%.4g")
     columns = ["mapping", "kind", "observer", "q05", "median", "q95", "k_hat"]
     places = [row for m in ("nominal", "clipped") for row in thresholds(m)]
+    places += [over_images(m) for m in ("nominal", "clipped")]
     pd.DataFrame(places, columns=columns).to_csv(
         RESULTS / "02_thresholds.csv", index=False, float_format="%.4g"
     )

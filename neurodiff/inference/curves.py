@@ -32,12 +32,16 @@ def grid_of(bound: Bound) -> Float[Tensor, " logsnr"]:
 
 def curves(bound: Bound, u: Float[Tensor, "draw size"]) -> tuple[Tensor, Tensor, Tensor]:
     """Grid, w and -w′ (draw, [group,] logsnr) at each of the draws."""
-    weighting = bound.posterior.model.weighting
-    grid = grid_of(bound)
-    at = grid.to(u.device)
-    parameters = bound.posterior.parameters
-    grouped = isinstance(parameters, Grouped)
-    own = parameters.deviations(u)[2] if grouped else u
+    parameters, grid = bound.posterior.parameters, grid_of(bound)
+    own = parameters.deviations(u)[2] if isinstance(parameters, Grouped) else u
+    return grid, *_curves(bound, own, grid)
+
+
+def _curves(
+    bound: Bound, own: Float[Tensor, "draw *group size"], grid: Float[Tensor, " logsnr"]
+) -> tuple[Tensor, Tensor]:
+    """W and -w′ at one group's parameters, each with the leading dimensions of these."""
+    weighting, at = bound.posterior.model.weighting, grid.to(own.device)
     values = bound.pooled.constrain(own)
     learned = {k.removeprefix(_PREFIX): v for k, v in values.items() if k.startswith(_PREFIX)}
 
@@ -51,24 +55,24 @@ def curves(bound: Bound, u: Float[Tensor, "draw size"]) -> tuple[Tensor, Tensor,
     with torch.no_grad():
         if not learned:  # nothing to learn: one curve for all
             w, density = (c.expand(*own.shape[:-1], -1) for c in both({}))
-        else:
-            w, density = (vmap(vmap(both)) if grouped else vmap(both))(learned)
-    return grid, w, density
+            return w, density
+        return (vmap(both) if own.dim() == 2 else vmap(vmap(both)))(learned)
 
 
 def contraction(bound: Bound, u: Float[Tensor, "draw size"], seed: int) -> xr.Dataset:
-    r"""How much the data have told about w at each logsnr.
+    r"""How much the data have told about w (with groups, the population's) at each logsnr.
 
     .. math:: 1 - \mathrm{sd}[w(\lambda) \mid \text{data}] \, / \, \mathrm{sd}[w(\lambda)]
 
     Meaningful for a flexible law only: one with two parameters contracts most where there are no
     data at all. Where the prior leaves nothing open there is nothing to be told, and it is 0.
     """
-    grid, after, _ = curves(bound, u)
+    grid = grid_of(bound)
+    after, _ = _curves(bound, u[:, : bound.pooled.size], grid)  # the population's come first
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         prior = bound.pooled.draw_prior(500)
-    _, before, _ = curves(bound, prior.to(u))
+    before, _ = _curves(bound, prior.to(u), grid)
     ratio = after.std(0) / before.std(0).clamp_min(1e-3)
     known = torch.where(before.std(0) > 1e-3, 1 - ratio, 0.0).clamp(0, 1)
     return xr.Dataset(

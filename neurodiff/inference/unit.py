@@ -137,7 +137,7 @@ def solve(unit: Unit) -> xr.DataTree:
     wall = time.perf_counter() - began
     tree = build_tree(bound, data, u, stats, unit.method, unit.seed, device, wall)
     _score(tree, unit, bound, modes)
-    if unit.hypothesis.key == "free link" and unit.by is None:
+    if unit.hypothesis.key == "free link":
         flat = u.reshape(-1, u.shape[-1])
         tree["information"] = contraction(bound, flat[:: max(1, len(flat) // 500)], unit.seed)
     if "constant_data" not in tree.children:
