@@ -143,6 +143,56 @@ def fit(
 
 
 @app.command
+def recover(
+    data: str,
+    /,
+    *,
+    model: str,
+    weighting: Names = None,
+    law: Names = None,
+    choices: int | None = None,
+    guess: float | None = None,
+    front_end: str = "none",
+    sets: int = 300,
+    seed: int = 0,
+    out: Path | None = None,
+) -> None:
+    """Would such data give back what goes in? Simulate on their design, fit, compare with truth.
+
+    Truths are drawn from the priors, on the unconstrained scale (logarithms of what is positive).
+
+    Args:
+        data: A data set's name, name/part or a file; its responses are not used, only its design.
+        model: The kind of stopping: threshold or limited.
+        weighting: Named weightings.
+        law: Stopping laws; logistic, if neither is given.
+        choices: Number of alternatives, which fixes the guess rate at 1/N.
+        guess: The guess rate itself.
+        front_end: none or internal-noise.
+        sets: Data sets simulated for each hypothesis.
+        seed: The same seed gives the same result.
+        out: A csv file for the table.
+    """
+    from neurodiff.data.gather import gather
+    from neurodiff.inference.calibration import recovery_table
+    from neurodiff.inference.hypotheses import plan, task_of
+
+    with _status("reading"):
+        (part, *more), _ = gather(data, choices, "all")
+    if more:
+        raise ValueError(f"got {1 + len(more)} parts, wanted one design: name one part or file")
+    task = task_of(part, model, choices, guess)
+    learned = law if law or weighting else ["logistic"]
+    rows = plan(task, [front_end], weighting or [], learned or [], controls=False)
+    with _status(f"simulating and fitting {sets} data sets for each of {len(rows)} hypotheses"):
+        table = recovery_table(rows, task, part, sets, seed)
+    if out is not None:
+        table.to_csv(out, index=False, float_format="%.4g")
+    print(table.to_string(index=False, float_format="%.3f"))
+    print(f"{sets} sets, truths from the priors, unconstrained scale, seed {seed}")
+
+
+@app.command
 def compare(*folders: Path) -> None:
     """Compare the fits of one or several run folders.
 

@@ -3,17 +3,17 @@ r"""Simulation-based calibration and recovery: are the truths that went in given
 .. math:: x^* \sim p(x), \quad y \sim p(y \mid x^*), \quad
     r = \#\{s : x_s < x^*\} \sim \mathrm{Uniform}\{0, \dots, L\}
 
-if the draws :math:`x_1 \dots x_L` come from the true posterior (Talts et al. 2018). All data sets
-of an observer
-are fitted in one batched call. Uniformity is judged by the largest departure of the ranks'
-distribution function from
-its binomial envelope, simultaneous over ranks (Säilynoja et al. 2022), family-wise over parameters.
+if the draws :math:`x_1 \dots x_L` come from the true posterior (Talts et al. 2018). All data
+sets of an observer are fitted in one batched call. Uniformity is judged by the largest departure of
+the ranks' distribution function from its binomial envelope, simultaneous over ranks (Säilynoja et
+al. 2022), family-wise over parameters.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pandas as pd
 import torch
 import xarray as xr
 from jaxtyping import Float, Int
@@ -23,8 +23,10 @@ from torch.distributions import Distribution
 from torch.func import functional_call
 
 from neurodiff.inference.draws import posterior_draws
+from neurodiff.inference.hypotheses import Hypothesis, Task, build, priors_of
+from neurodiff.inference.join import distinct
 from neurodiff.inference.laplace import find_modes
-from neurodiff.inference.posterior import Posterior, bind, posterior
+from neurodiff.inference.posterior import Posterior, bind, on_one_thread, posterior
 from neurodiff.inference.priors import Pooled, sites
 
 Draw = Callable[[Posterior, int], Float[Tensor, "batch draw size"]]
@@ -101,10 +103,31 @@ def _names(parameters: Pooled) -> list[str]:
     return names
 
 
-def simulate(joint: Posterior, u: Float[Tensor, "set size"]) -> Float[Tensor, "set trial"]:
-    """One data set of responses at each truth (uses torch's global generator).
+def design_of(
+    model: nn.Module, data: xr.Dataset, priors: Mapping[str, Distribution] | None = None
+) -> Posterior:
+    """The posterior whose rows are to be simulated: of choices the distinct ones, and how often."""
+    trials, response = bind(model, data)
+    centre = model.centre(trials) if hasattr(model, "centre") else {}  # pyright: ignore
+    parameters = Pooled(sites(model, {**centre, **(priors or {})}))
+    if model.response != "correct":
+        return posterior(model, parameters, trials, response, torch.zeros_like(response).long())
+    rows = distinct(trials, torch.zeros_like(response), [])
+    rows = np.arange(len(response)) if rows is None else rows
+    _, first, count = np.unique(rows, return_index=True, return_counts=True)
+    trials = {name: value[first] for name, value in trials.items()}
+    return posterior(
+        model, parameters, trials, response[first], weight=torch.as_tensor(count * 1.0)
+    )
 
-    A model whose responses depend on earlier ones (a spike history) cannot be simulated row by row.
+
+def simulate(joint: Posterior, u: Float[Tensor, "set size"]) -> Float[Tensor, "set trial"]:
+    """Responses to each row at each truth, of choices the number that are right.
+
+    From torch's global generator.
+
+    Raises:
+        ValueError: If responses depend on earlier ones (a spike history).
     """
     if "count_lags" in joint.trials:
         raise ValueError(
@@ -113,14 +136,27 @@ def simulate(joint: Posterior, u: Float[Tensor, "set size"]) -> Float[Tensor, "s
     answers = []
     for one in u:
         values = joint.parameters.trial_values(one)
-        answers.append(functional_call(joint.model, values, (joint.trials,)).sample())
+        answer = functional_call(joint.model, values, (joint.trials,))
+        if joint.model.response == "correct":
+            answers.append(torch.binomial(joint.weight, answer.probs.detach()))
+        else:
+            answers.append(answer.sample())
     return torch.stack(answers)
 
 
-def at_truths(joint: Posterior, u: Tensor) -> Posterior:
-    """The posterior of data sets simulated at each truth: a batch of problems on one design."""
-    response = simulate(joint, u)
-    return replace(joint, response=response, mask=joint.mask[:1].expand(len(u), -1))
+def at_truths(joint: Posterior, u: Float[Tensor, "set size"]) -> Posterior:
+    """The posterior of data sets simulated at each truth: a batch of problems on one design.
+
+    Data sets of choices share their rows, each once as right and once as wrong, and differ in how
+    often either happened.
+    """
+    answers = simulate(joint, u)
+    if joint.model.response != "correct":
+        return replace(joint, response=answers, mask=joint.mask[:1].expand(len(u), -1))
+    trials = {name: torch.cat([value, value]) for name, value in joint.trials.items()}
+    right = torch.ones_like(joint.weight)
+    both = posterior(joint.model, joint.parameters, trials, torch.cat([right, 0 * right]))
+    return both.with_mask(torch.cat([answers, joint.weight - answers], -1))
 
 
 def calibrate(
@@ -142,11 +178,10 @@ def calibrate(
         sets: Number of data sets.
         draws: Posterior draws behind each rank.
         truths: Fixed true values by dotted name (recovery: bias and RMSE); by default truths are
-        drawn from the
-            priors, which is what calibration needs.
+            drawn from the priors, which is what calibration needs.
         priors: Parameter priors by dotted name, in place of the defaults.
         draw: How draws are made from a batch of problems; by default Laplace with importance
-        resampling.
+            weights.
         seed: Of truths, data and draws.
 
     Raises:
@@ -159,11 +194,9 @@ def calibrate(
     >>> calibrate(model, design, sets=20, seed=0).ranks.shape
     (20, 3)
     """
-    # not merged as in a fit: rows that repeat must stay apart, since each answer is its own
-    trials, response = bind(model, data)
-    centre = model.centre(trials) if hasattr(model, "centre") else {}  # pyright: ignore
-    parameters = Pooled(sites(model, {**centre, **(priors or {})}))
-    design = posterior(model, parameters, trials, response)
+    design = design_of(model, data, priors)
+    parameters = design.parameters
+    assert isinstance(parameters, Pooled)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         truth = parameters.draw_prior(sets)
@@ -213,3 +246,35 @@ def recovery(result: Calibration) -> dict[str, dict[str, float]]:
         }
         for j, name in enumerate(result.names)
     }
+
+
+@on_one_thread
+def recovery_table(
+    hypotheses: Sequence[Hypothesis], task: Task, design: xr.Dataset, sets: int, seed: int
+) -> pd.DataFrame:
+    """A row for each parameter of each hypothesis: bias, RMSE, coverage, uniformity of ranks.
+
+    Args:
+        hypotheses: From :func:`~neurodiff.inference.hypotheses.plan`.
+        task: How responses are read.
+        design: Data whose responses are not used.
+        sets: Data sets simulated for each.
+        seed: Of truths, data and draws.
+
+    Raises:
+        ValueError: If ``sets`` is below 20, too few to say anything, or responses have a history.
+    """
+    if sets < 20:
+        raise ValueError(f"got {sets} sets, wanted at least 20 to judge coverage by")
+    rows = []
+    for hypothesis in hypotheses:
+        model = build(hypothesis, task, design)
+        result = calibrate(model, design, sets=sets, priors=priors_of(model), seed=seed)
+        p_values = result.p_values
+        unsure = float((result.k_hat > 0.7).mean())
+        for name, values in recovery(result).items():
+            row = {"hypothesis": hypothesis.name, "gauge": hypothesis.gauge, "parameter": name}
+            rows.append(
+                row | values | {"p_uniform": p_values[name], "share_k_hat_above_0.7": unsure}
+            )
+    return pd.DataFrame(rows)

@@ -46,13 +46,7 @@ def posterior_draws(
     start = centre[:, None] + 1.5 * noise.to(centre) @ factor.mT
     chains = many_chains(part, centre, factor, start, generator)
     u = chains.u.flatten(1, 2)
-    n = min(u.shape[1], found.u.shape[1])
-    u = u[:, torch.linspace(0, u.shape[1] - 1, n).long().to(u.device)]
-    # as many columns as the others have: what is beyond the chains' draws weighs nothing
-    found.log_w[here] = -math.inf
-    found.log_w[here, :n] = -math.log(n)
-    found.u[here, :n] = u
-    found.by_unit[here, :n] = part.draws_terms(u)[1]
-    agree = chains.r_hat.to(found.k_hat) < _AGREE
-    found.k_hat[bad] = torch.where(agree, -math.inf, math.inf).to(found.k_hat)
-    return found
+    log_w = u.new_full(u.shape[:2], -math.log(u.shape[1]))
+    agree = torch.where(chains.r_hat.to(found.k_hat) < _AGREE, -math.inf, math.inf)
+    by_unit, evidence = part.draws_terms(u)[1], found.log_evidence[here]
+    return found.put(here, Draws(u, log_w, by_unit, evidence, agree.to(found.k_hat)))

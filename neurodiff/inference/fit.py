@@ -25,7 +25,7 @@ from neurodiff.inference.join import join as join
 from neurodiff.inference.laplace import Laplace, Modes, find_modes
 from neurodiff.inference.nuts import NUTS, run_chain
 from neurodiff.inference.posterior import on_one_thread
-from neurodiff.inference.stages import two_stages
+from neurodiff.inference.stages import AGREE, two_stages
 from neurodiff.inference.svi import SVI, run_svi
 from neurodiff.inference.tree import build_tree
 
@@ -127,7 +127,7 @@ def explore(
         generator = torch.Generator().manual_seed(seed)
         if isinstance(bound.posterior.parameters, Grouped):
             u, r_hat = two_stages(bound.posterior, method.draws, generator)
-            return u[None], shape | {"k_hat": -math.inf if r_hat < 1.1 else math.inf}
+            return u[None], shape | {"k_hat": -math.inf if r_hat < AGREE else math.inf}
         found = posterior_draws(bound.posterior, modes, 2 * method.draws, generator)
         shape |= {
             "k_hat": found.k_hat[0].item(),

@@ -23,7 +23,7 @@ from neurodiff.inference.psis import smooth
 
 _DF = 7.0
 _SMALL = 12  # parameters up to which the prior and clouds of draws are worth proposing from
-_CLOUDS = 4  # at most
+_CLOUDS, _CENTRES = 4, 200  # clouds at most, and centres of each
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,31 @@ class Draws:
     def ess(self) -> Float[Tensor, " batch"]:
         """How many draws of equal weight would say as much."""
         return 1 / (2 * self.log_w).exp().sum(-1)
+
+    def select(self, problems: Tensor) -> "Draws":
+        """Those of some of the problems."""
+        return Draws(
+            **{name: value[problems.to(value.device)] for name, value in vars(self).items()}
+        )
+
+    def put(self, problems: Tensor, others: "Draws") -> "Draws":
+        """These with those of some of the problems replaced; what one lacks in draws weighs 0."""
+        count = max(self.u.shape[1], others.u.shape[1])
+
+        def widened(draws: Draws) -> dict[str, Tensor]:
+            more = count - draws.u.shape[1]
+            pad = torch.nn.functional.pad
+            return vars(draws) | {
+                "u": pad(draws.u, (0, 0, 0, more)),
+                "log_w": pad(draws.log_w, (0, more), value=-math.inf),
+                "by_unit": pad(draws.by_unit, (0, 0, 0, more)),
+            }
+
+        both = widened(self), widened(others)
+        merged = {name: value.clone() for name, value in both[0].items()}
+        for name, value in both[1].items():
+            merged[name][problems.to(value.device)] = value
+        return Draws(**merged)
 
     def resample(self, draws: int, generator: torch.Generator) -> Tensor:
         """Draws (batch, draw, size) of equal weight."""
@@ -84,24 +109,27 @@ def _widths(posterior: Posterior, modes: Modes) -> Float[Tensor, "batch 2 size"]
 class _SplitT:
     """t₇ about the mode, stretched along each axis of L to the left and to the right."""
 
-    def __init__(self, posterior: Posterior, modes: Modes) -> None:
-        self.modes, self.widths = modes, _widths(posterior, modes)
-        self.inverse = torch.linalg.inv(modes.factor)
-        log_det = torch.linalg.slogdet(modes.factor)[1]
-        self.log_scale = log_det + (self.widths.sum(1) / 2).log().sum(-1)
+    def __init__(self, u: Tensor, factor: Tensor, widths: Tensor) -> None:
+        self.u, self.factor, self.widths = u, factor, widths
+        self.inverse = torch.linalg.inv(factor)
+        log_det = torch.linalg.slogdet(factor)[1]
+        self.log_scale = log_det + (widths.sum(1) / 2).log().sum(-1)
+
+    def select(self, problems: Tensor) -> "_SplitT":
+        return _SplitT(self.u[problems], self.factor[problems], self.widths[problems])
 
     def sample(self, proposals: int, generator: torch.Generator) -> Tensor:
-        u, stretch = _even(self.modes.u, proposals, generator)
+        u, stretch = _even(self.u, proposals, generator)
         # right of the mode with the right side's share of the width: the density is continuous
         share = (self.widths[:, 0] / self.widths.sum(1)).unsqueeze(1)
         right = u > share
         tail = torch.where(right, (1 - u) / (1 - share), u / share)
         z = torch.special.ndtri((0.5 * tail).clamp_min(1e-12)).abs() * stretch
         steps = torch.where(right, z * self.widths[:, None, 1], -z * self.widths[:, None, 0])
-        return self.modes.u[:, None] + steps @ self.modes.factor.mT
+        return self.u[:, None] + steps @ self.factor.mT
 
     def log_prob(self, u: Tensor) -> Tensor:
-        steps = (u - self.modes.u[:, None]) @ self.inverse.mT
+        steps = (u - self.u[:, None]) @ self.inverse.mT
         side = torch.where(steps > 0, self.widths[:, None, 1], self.widths[:, None, 0])
         return _log_t((steps / side).square().sum(-1), u.shape[-1]) - self.log_scale[:, None]
 
@@ -111,6 +139,9 @@ class _Prior:
 
     def __init__(self, parameters: Pooled) -> None:
         self.parameters = parameters
+
+    def select(self, problems: Tensor) -> "_Prior":
+        return self
 
     def sample(self, batch: int, count: int, generator: torch.Generator) -> Tensor:
         with torch.random.fork_rng():
@@ -126,18 +157,25 @@ class _Prior:
 class _Cloud:
     """A mixture of t₇ about draws of an earlier round: it follows a curved posterior."""
 
-    def __init__(self, u: Tensor, log_w: Tensor, generator: torch.Generator) -> None:
-        size, centres = u.shape[-1], 200
-        probs = torch.softmax(0.7 * log_w, -1)  # tempered: no single draw may own the cloud
-        pick = _systematic(probs, centres, generator)
+    def __init__(self, centres: Tensor, factor: Tensor) -> None:
+        self.centres, self.factor = centres, factor
+
+    @classmethod
+    def about(cls, found: Draws, generator: torch.Generator) -> "_Cloud":
+        """Centres drawn from weighted draws, with Silverman's width."""
+        u, size = found.u, found.u.shape[-1]
+        probs = torch.softmax(0.7 * found.log_w, -1)  # tempered: no single draw may own the cloud
+        pick = _systematic(probs, _CENTRES, generator)
         rows = torch.arange(len(u), device=u.device)[:, None]
-        self.centres = u[rows, pick]
         mean = (probs[..., None] * u).sum(1, keepdim=True)
         covariance = (probs[..., None] * (u - mean)).mT @ (u - mean)
-        width = (4 / (size + 2) / centres) ** (1 / (size + 4))  # Silverman's rule
+        width = (4 / (size + 2) / _CENTRES) ** (1 / (size + 4))
         diagonal = covariance.diagonal(dim1=-2, dim2=-1)
         ridge = torch.diag_embed(1e-6 * diagonal + 1e-12)
-        self.factor = width * torch.linalg.cholesky(covariance + ridge)
+        return cls(u[rows, pick], width * torch.linalg.cholesky(covariance + ridge))
+
+    def select(self, problems: Tensor) -> "_Cloud":
+        return _Cloud(self.centres[problems], self.factor[problems])
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
         repeats = -(-count // self.centres.shape[1])
@@ -146,10 +184,15 @@ class _Cloud:
 
     def log_prob(self, u: Tensor) -> Tensor:
         inverse = torch.linalg.inv(self.factor)
-        distance = torch.cdist(u @ inverse.mT, self.centres @ inverse.mT).square()
         log_det = torch.linalg.slogdet(self.factor)[1][:, None]
-        mixture = torch.logsumexp(_log_t(distance, u.shape[-1]), -1)
-        return mixture - math.log(self.centres.shape[1]) - log_det
+        # problem by problem: all distances together would not fit
+        mixture = torch.stack(
+            [
+                torch.logsumexp(_log_t(torch.cdist(one @ to.mT, c @ to.mT).square(), len(to)), -1)
+                for one, c, to in zip(u, self.centres, inverse, strict=True)
+            ]
+        )
+        return mixture - math.log(_CENTRES) - log_det
 
 
 def _even(
@@ -191,12 +234,20 @@ class _Mixture:
         self.posterior = posterior
         self.proposals: list[_SplitT | _Prior | _Cloud] = []
         self.counts: list[int] = []
-        self.parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.parts: list[tuple[Tensor, ...]] = []
 
     def add(self, proposal: "_SplitT | _Prior | _Cloud", u: Tensor) -> None:
         self.proposals.append(proposal)
         self.counts.append(u.shape[1])
         self.parts.append((u, *self.posterior.draws_terms(u)))
+
+    def select(self, problems: Tensor) -> "_Mixture":
+        """The same draws, of some of the problems."""
+        some = _Mixture(self.posterior.select(problems))
+        some.proposals = [proposal.select(problems) for proposal in self.proposals]
+        some.counts = list(self.counts)
+        some.parts = [tuple(x[problems] for x in part) for part in self.parts]
+        return some
 
     def weigh(self) -> Draws:
         """All draws so far."""
@@ -223,9 +274,9 @@ def importance_draws(
 ) -> Draws:
     """Weigh split-t₇ proposals around the modes against the exact posterior.
 
-    With at most twelve parameters some draws come from the prior, and while k̂ exceeds 0.5 clouds
-    about the draws so far are added. In more dimensions neither would help, and k̂ says what is to
-    be believed.
+    With at most twelve parameters some draws come from the prior, and problems whose k̂ exceeds 0.5
+    get clouds about their draws so far. In more dimensions neither would help, and k̂ says what is
+    to be believed.
 
     Args:
         posterior: The problems.
@@ -234,17 +285,22 @@ def importance_draws(
         generator: Source of randomness, on the CPU.
     """
     mixture = _Mixture(posterior)
-    around = _SplitT(posterior, modes)
+    around = _SplitT(modes.u, modes.factor, _widths(posterior, modes))
     mixture.add(around, around.sample(draws, generator))
-    small = isinstance(posterior.parameters, Pooled) and posterior.size <= _SMALL
-    if small:
-        prior = _Prior(posterior.parameters)  # pyright: ignore
-        mixture.add(prior, prior.sample(posterior.batch, draws // 4, generator).to(modes.u))
+    if not isinstance(posterior.parameters, Pooled) or posterior.size > _SMALL:
+        return mixture.weigh()
+    prior = _Prior(posterior.parameters)
+    mixture.add(prior, prior.sample(posterior.batch, draws // 4, generator).to(modes.u))
+    return _clouded(mixture, draws, generator, _CLOUDS)
+
+
+def _clouded(mixture: _Mixture, draws: int, generator: torch.Generator, rounds: int) -> Draws:
+    """Weighted draws, those of the problems that need it improved by further clouds."""
     found = mixture.weigh()
-    for _ in range(_CLOUDS if small else 0):
-        if bool((found.k_hat <= 0.5).all()):
-            break
-        cloud = _Cloud(found.u, found.log_w, generator)
-        mixture.add(cloud, cloud.sample(draws, generator))
-        found = mixture.weigh()
-    return found
+    bad = (found.k_hat > 0.5).to(found.u.device)
+    if not rounds or not bool(bad.any()):
+        return found
+    part, some = mixture.select(bad), found.select(bad)
+    cloud = _Cloud.about(some, generator)
+    part.add(cloud, cloud.sample(draws, generator))
+    return found.put(bad, _clouded(part, draws, generator, rounds - 1))

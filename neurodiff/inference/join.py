@@ -87,7 +87,7 @@ def join(
     # before rows are merged: the middle of the tested logsnr is that of the trials
     centre = _centre(model, trials)
     found = sites(model, {**centre, **(priors or {})})
-    rows = _distinct(trials, response, [c for c in (group, index) if c is not None])
+    rows = distinct(trials, response, [c for c in (group, index) if c is not None])
     first, weight = None, None
     if rows is None:
         rows = np.arange(len(response))
@@ -116,7 +116,7 @@ def _centre(model: nn.Module, trials: dict[str, Tensor]) -> dict[str, Distributi
     return {name: prior for name, prior in centre.items() if name in learned}
 
 
-def _distinct(
+def distinct(
     trials: Mapping[str, Tensor], response: Tensor, labels: Sequence[np.ndarray]
 ) -> np.ndarray | None:
     """For each trial its distinct row, or None where none repeats or a trial is more than a row."""

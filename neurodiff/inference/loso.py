@@ -24,7 +24,7 @@ import xarray as xr
 from neurodiff.inference.importance import importance_draws
 from neurodiff.inference.join import Bound
 from neurodiff.inference.laplace import find_modes
-from neurodiff.inference.stages import Population, populations
+from neurodiff.inference.stages import AGREE, Population, populations
 
 _FOLDS = 10
 _FEW = 20  # effective components of it below which no average is to be believed
@@ -39,8 +39,9 @@ def leave_one_group_out(bound: Bound, draws: int, seed: int) -> xr.Dataset:
         seed: Of all randomness.
 
     Returns:
-        ``elpd`` and ``k_hat`` of each group (inf where few draws of the population explain it), and
-        ``r_hat`` of the population it was predicted from, along the dimension of the groups.
+        ``elpd`` and ``k_hat`` of each group (inf where few draws of the population explain it, or
+        its chains disagree), and ``r_hat`` of the population it was predicted from, along the
+        dimension of the groups.
 
     Raises:
         TypeError: If the model has no groups.
@@ -58,7 +59,8 @@ def leave_one_group_out(bound: Bound, draws: int, seed: int) -> xr.Dataset:
         # not chains: the evidence is wanted, which only weights give
         result = importance_draws(own, modes, 2 * draws, generator)
         elpd.append(result.log_evidence.item())
-        believable = population.effective(result.resample(draws, generator)[0]) >= _FEW
+        explained = population.effective(result.resample(draws, generator)[0]) >= _FEW
+        believable = explained and found.r_hat[held].item() < AGREE
         k_hat.append(result.k_hat.item() if believable else math.inf)
     dim = bound.by or "group"
     variables = {"elpd": elpd, "k_hat": k_hat, "r_hat": found.r_hat[fold].cpu().numpy()}
