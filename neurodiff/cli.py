@@ -173,6 +173,8 @@ def recover(
         seed: The same seed gives the same result.
         out: A csv file for the table.
     """
+    from dataclasses import replace
+
     from neurodiff.data.gather import gather
     from neurodiff.inference.calibration import recovery_table
     from neurodiff.inference.hypotheses import plan, task_of
@@ -181,15 +183,19 @@ def recover(
         (part, *more), _ = gather(data, choices, "all")
     if more:
         raise ValueError(f"got {1 + len(more)} parts, wanted one design: name one part or file")
+    if out is not None and (out.exists() or not out.parent.is_dir()):
+        raise ValueError(f"{out} exists, or its folder does not: wanted a new file in a folder")
     task = task_of(part, model, choices, guess)
+    plain = "; simulated and fitted without spike history" if task.history else ""
+    task = replace(task, history=0)  # whose bins are not drawn one by one
     learned = law if law or weighting else ["logistic"]
     rows = plan(task, [front_end], weighting or [], learned or [], controls=False)
     with _status(f"simulating and fitting {sets} data sets for each of {len(rows)} hypotheses"):
         table = recovery_table(rows, task, part, sets, seed)
+    print(table.to_string(index=False, float_format="%.3f"))
+    print(f"{sets} sets, truths from the priors, unconstrained scale, seed {seed}{plain}")
     if out is not None:
         table.to_csv(out, index=False, float_format="%.4g")
-    print(table.to_string(index=False, float_format="%.3f"))
-    print(f"{sets} sets, truths from the priors, unconstrained scale, seed {seed}")
 
 
 @app.command

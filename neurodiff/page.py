@@ -28,7 +28,7 @@ _WORDS = {
     "depends on the front end": "depends on the front end: behind under one, not under another",
     "not saturating: power law": "not saturating: a power law over the tested log SNR, so it goes "
     "under no weighting's name",
-    "k-hat above 0.7: use NUTS": "k̂ above 0.7: not to be trusted, use NUTS",
+    "k-hat above 0.7: numerically unsure": "k̂ above 0.7: numerically unsure",
 }
 _DESCRIPTIVE = (
     "The fits are of the threshold kind, which is descriptive: any monotone response is some "
@@ -224,7 +224,7 @@ def fit_row(fit: xr.DataTree) -> dict:
     ess = _largest([stats], "ess_min" if "ess_min" in stats else "ess")
     diverging = int(stats["diverging"].sum()) if "diverging" in stats else 0
     checks = {
-        f"k̂ is {k_hat:.2f}, above 0.7: use NUTS": k_hat > 0.7,
+        f"k̂ is {k_hat:.2f}, above 0.7: the numbers are unsure, see the documentation": k_hat > 0.7,
         f"R-hat is {r_hat:.3f}, above 1.01: draw longer": r_hat > 1.01,
         f"the effective sample size is {ess:.0f}, below 100: take more draws": ess < 100,
         f"{diverging} divergent transitions: the posterior has corners NUTS missed": diverging > 0,
@@ -246,7 +246,7 @@ def fit_row(fit: xr.DataTree) -> dict:
 
 
 def _largest(groups: Sequence[xr.Dataset], name: str) -> float:
-    """The largest finite value, or nan; a k̂ of −∞ means that nothing was to be estimated."""
+    """The largest value above −∞, or nan; a k̂ of −∞ means that nothing was to be estimated."""
     values = np.concatenate([g[name].values.reshape(-1) for g in groups if name in g] or [[]])
     finite = values[~np.isnan(values) & (values > -np.inf)]
     return float(finite.max()) if len(finite) else np.nan

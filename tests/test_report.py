@@ -141,7 +141,7 @@ def test_verdicts_are_said_in_plain_words(text):
     [
         ("best; inadequate: 12 nats below the free link", "inadequate: 12 nats below"),
         ("best; not saturating: power law", "not saturating: a power law over the tested log SNR"),
-        ("control; k-hat above 0.7: use NUTS", "control; k̂ above 0.7"),
+        ("control; k-hat above 0.7: numerically unsure", "control; k̂ above 0.7"),
         ("behind", "predicts worse than the best"),
     ],
 )

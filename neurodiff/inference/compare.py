@@ -243,7 +243,7 @@ def _verdict(row: dict, best: dict, by_name: dict[str, dict]) -> str:
     if row["unsaturated"] and row["kind"] != "control":
         words.append("not saturating: power law")
     if row["k_hat"] > 0.7:
-        words.append("k-hat above 0.7: use NUTS")
+        words.append("k-hat above 0.7: numerically unsure")
     return "; ".join(words)
 
 

@@ -25,7 +25,7 @@ from neurodiff.inference.join import join as join
 from neurodiff.inference.laplace import Laplace, Modes, find_modes
 from neurodiff.inference.nuts import NUTS, run_chain
 from neurodiff.inference.posterior import on_one_thread
-from neurodiff.inference.stages import AGREE, two_stages
+from neurodiff.inference.stages import two_stages
 from neurodiff.inference.svi import SVI, run_svi
 from neurodiff.inference.tree import build_tree
 
@@ -126,12 +126,13 @@ def explore(
     if isinstance(method, Laplace):
         generator = torch.Generator().manual_seed(seed)
         if isinstance(bound.posterior.parameters, Grouped):
-            u, r_hat = two_stages(bound.posterior, method.draws, generator)
-            return u[None], shape | {"k_hat": -math.inf if r_hat < AGREE else math.inf}
+            u, k_hat = two_stages(bound.posterior, method.draws, generator)
+            return u[None], {"k_hat": k_hat}
         found = posterior_draws(bound.posterior, modes, 2 * method.draws, generator)
         shape |= {
             "k_hat": found.k_hat[0].item(),
-            "ess": found.ess[0].item(),
+            # of chains, which took over where k̂ is infinite, weights say nothing
+            "ess": found.ess[0].item() if math.isfinite(found.k_hat[0]) else math.nan,
             "log_evidence": found.log_evidence[0].item(),
         }
         return found.resample(method.draws, generator), shape

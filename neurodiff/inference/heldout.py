@@ -1,10 +1,12 @@
 r"""Log densities of what a fit has not seen: blocked K-fold, and refits where PSIS fails.
 
-.. math:: \log \sum_s w_s\, p(y_j \mid x_s), \qquad (x_s, w_s) \sim p(x \mid y_i,\ m_i = 1)
+.. math:: \log \sum_s w_s\, p(y_j \mid x_s) = \log \frac{p(y_j, y_{train})}{p(y_{train})},
+    \qquad (x_s, w_s) \sim p(x \mid y_{train})
 
-Folds are one batch of problems that share every tensor and differ in a 0/1 mask m over units; each
-starts at the full fit, with its Hessian. A row that stands for n equal trials is left out one trial
-at a time by a mask of (n - 1)/n.
+The left is the average over draws; where a unit is so surprising that few of them carry it, the
+right, a ratio of evidences, each from draws of its own. Folds are one batch of problems that share
+every tensor and differ in a 0/1 mask over units; each starts at the full fit, with its Hessian. A
+row that stands for n equal trials is left out one trial at a time by a mask of (n - 1)/n.
 """
 
 import math
@@ -19,7 +21,8 @@ from neurodiff.inference.draws import posterior_draws
 from neurodiff.inference.fit import explore
 from neurodiff.inference.join import Bound
 from neurodiff.inference.laplace import Modes, find_modes
-from neurodiff.inference.nuts import NUTS
+from neurodiff.inference.nuts import NUTS, diagnose
+from neurodiff.inference.psis import smooth
 
 _REFITS = 64  # rows refitted at most; the rest keep their k̂, which the verdict then names
 
@@ -52,7 +55,7 @@ def kfold(
         nuts: Chains that take over where k̂ exceeds 0.7; their draws have no k̂ (-inf).
 
     Returns:
-        elpd of each unit, and the Pareto k̂ of each fold's posterior.
+        elpd of each unit, and its Pareto k̂: the larger of its fold's posterior and of its own.
 
     Raises:
         ValueError: If there are fewer than two folds.
@@ -63,11 +66,22 @@ def kfold(
             f"got {len(fold)} unit in {count} fold, wanted at least 2 blocks to hold out"
         )
     held = torch.as_tensor(fold)[None] == torch.arange(count)[:, None]
-    found, k_hat = _without(bound, modes, (~held).to(bound.posterior.mask), draws, seed, nuts)
-    elpd = np.empty(len(fold))
-    for k, (log_w, by_unit) in enumerate(found):
-        elpd[fold == k] = _log_mean(log_w[:, None], by_unit[:, held[k]])
-    return elpd, k_hat
+    train = (~held).to(bound.posterior.mask)
+    found, k_hat, evidence = _without(bound, modes, train, draws, seed, nuts)
+    elpd, own = np.empty(len(fold)), np.empty(len(fold))
+    for j, k in enumerate(fold):
+        log_w, by_unit = found[k]
+        log_p = log_w + by_unit[:, j]
+        elpd[j] = torch.logsumexp(log_p, 0).item()
+        own[j] = smooth(log_p[torch.isfinite(log_p)].cpu().numpy())[1]
+    rare = np.flatnonzero((own > 0.7) & (k_hat[fold] > -np.inf))
+    if len(rare):
+        # few draws explain such a unit: its own evidence, given the fold's training data, instead
+        with_it = train[fold[rare]]
+        with_it[torch.arange(len(rare)), torch.as_tensor(rare)] = 1.0
+        _, own[rare], more = _without(bound, modes, with_it, draws, seed, None)
+        elpd[rare] = more - evidence[fold[rare]]
+    return elpd, np.maximum(own, k_hat[fold])
 
 
 def refit(
@@ -94,7 +108,7 @@ def refit(
     weight = bound.posterior.weight[rows]
     mask = bound.posterior.mask.expand(len(bad), -1).clone()
     mask[each, rows] = (weight - 1) / weight
-    found, fresh = _without(bound, modes, mask, draws, seed, nuts)
+    found, fresh, _ = _without(bound, modes, mask, draws, seed, nuts)
     elpd, own = loo["elpd"].values.copy(), loo["k_hat"].values.copy()
     for i, row in enumerate(bad):
         here = bound.rows == row
@@ -110,26 +124,22 @@ def _log_mean(log_w: Tensor, log_p: Tensor) -> np.ndarray:
 
 def _without(
     bound: Bound, modes: Modes, mask: Tensor, draws: int, seed: int, nuts: NUTS | None
-) -> tuple[list[tuple[Tensor, Tensor]], np.ndarray]:
-    """Log weights and log likelihoods (draw, unit) of problems that differ in what they train on.
+) -> tuple[list[tuple[Tensor, Tensor]], np.ndarray, np.ndarray]:
+    """Problems that differ in what they train on: draws, their k̂ and log evidence.
 
-    And their k̂.
+    Draws are log weights and log likelihoods (draw, unit).
     """
     problems = bound.posterior.with_mask(mask)
     inverse = (modes.factor @ modes.factor.mT).expand(len(mask), -1, -1)
     found = find_modes(problems, modes.u.expand(len(mask), -1), inverse)
     result = posterior_draws(problems, found, draws, torch.Generator().manual_seed(seed))
-    weighted, k_hat = (
-        list(zip(result.log_w, result.by_unit, strict=True)),
-        result.k_hat.cpu().numpy().copy(),
-    )
-    if nuts is None:
-        return weighted, k_hat
-    for i in np.flatnonzero(k_hat > 0.7):
+    weighted = list(zip(result.log_w, result.by_unit, strict=True))
+    k_hat, evidence = result.k_hat.cpu().numpy().copy(), result.log_evidence.cpu().numpy()
+    for i in np.flatnonzero(k_hat > 0.7) if nuts is not None else ():
         one = replace(bound, posterior=bound.posterior.with_mask(mask[i : i + 1]))
         own = {name: value[i : i + 1] for name, value in vars(found).items()}
-        u, _ = explore(one, Modes(**own), nuts, seed, None)
+        u, _ = explore(one, Modes(**own), nuts, seed, None)  # pyright: ignore
         by_unit = one.posterior.draws_terms(u.flatten(0, 1)[None])[1][0]
         weighted[i] = by_unit.new_full((len(by_unit),), -math.log(len(by_unit))), by_unit
-        k_hat[i] = -np.inf
-    return weighted, k_hat
+        k_hat[i] = -np.inf if diagnose(u)[0].max() < 1.05 else np.inf
+    return weighted, k_hat, evidence

@@ -181,7 +181,7 @@ def many_chains(
 def _feasible(posterior: Posterior, start: Tensor, count: int) -> Tensor:
     """Starts that are scattered, but not so far out that no step size suits them and the others."""
     prior, by_unit = posterior.draws_terms(start)
-    log_p = prior + (by_unit * posterior.mask[:, None, :]).sum(-1)
+    log_p = prior + posterior.trained(by_unit)
     log_p = torch.where(torch.isfinite(log_p), log_p, -torch.inf)
     far = log_p < log_p.amax(1, keepdim=True) - _FAR - 2 * start.shape[-1]
     order = torch.where(far, log_p, torch.inf).argsort(dim=1, descending=True, stable=True)

@@ -99,7 +99,7 @@ def _widths(posterior: Posterior, modes: Modes) -> Float[Tensor, "batch 2 size"]
     steps = torch.tensor([-1.75, 1.75], dtype=axes.dtype, device=axes.device)
     u = modes.u[:, None, None, :] + steps[:, None, None] * axes[:, None]
     prior, by_unit = posterior.draws_terms(u.reshape(batch, -1, size))
-    log_p = prior + (by_unit * posterior.mask[:, None, :]).sum(-1)
+    log_p = prior + posterior.trained(by_unit)
     drop = (modes.log_prob[:, None] - log_p).reshape(batch, 2, size)
     drop = torch.where(torch.isfinite(drop), drop, torch.inf)
     width = steps.abs()[:, None] / (2 * drop.clamp_min(1e-3)).sqrt()
@@ -118,13 +118,21 @@ class _SplitT:
     def select(self, problems: Tensor) -> "_SplitT":
         return _SplitT(self.u[problems], self.factor[problems], self.widths[problems])
 
+    def moved(self, found: Draws) -> "_SplitT":
+        """To the mean of weighted draws and their width, which problems of a batch share."""
+        z = (found.u - self.u[:, None]) @ self.inverse.mT
+        w = found.log_w.exp()[..., None]
+        mean = (w * z).sum(1).mean(0)
+        sd = (w * (z - mean).square()).sum(1).mean(0).sqrt().clamp(1.0, 3.0)
+        return _SplitT(self.u + self.factor @ mean, self.factor, sd.expand(len(z), 2, -1))
+
     def sample(self, proposals: int, generator: torch.Generator) -> Tensor:
         u, stretch = _even(self.u, proposals, generator)
         # right of the mode with the right side's share of the width: the density is continuous
         share = (self.widths[:, 0] / self.widths.sum(1)).unsqueeze(1)
         right = u > share
         tail = torch.where(right, (1 - u) / (1 - share), u / share)
-        z = torch.special.ndtri((0.5 * tail).clamp_min(1e-12)).abs() * stretch
+        z = -torch.special.ndtri(0.5 * tail) * stretch
         steps = torch.where(right, z * self.widths[:, None, 1], -z * self.widths[:, None, 0])
         return self.u[:, None] + steps @ self.factor.mT
 
@@ -178,8 +186,9 @@ class _Cloud:
         return _Cloud(self.centres[problems], self.factor[problems])
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
-        repeats = -(-count // self.centres.shape[1])
-        centres = self.centres.repeat(1, repeats, 1)[:, :count]
+        """At least ``count`` draws, as many about each centre."""
+        centres = self.centres.repeat(1, -(-count // _CENTRES), 1)
+        count = centres.shape[1]
         return centres + _t_noise(self.centres[:, 0], count, generator) @ self.factor.mT
 
     def log_prob(self, u: Tensor) -> Tensor:
@@ -200,24 +209,22 @@ def _even(
 ) -> tuple[Tensor, Tensor]:
     """Uniform points (batch, n, size), and what makes normal ones t₇ (batch, n, 1).
 
-    Scrambled Sobol points: they fill the space more evenly than chance would, and averages over
-    them converge faster.
+    Sobol points, scrambled anew for each problem: they fill the space more evenly than chance
+    would, averages over them converge faster, and problems err independently.
     """
     batch, size = like.shape
-    seed = int(torch.randint(2**31, (1,), generator=generator))
-    sobol = torch.quasirandom.SobolEngine(size + 1, scramble=True, seed=seed)
-    points = sobol.draw(n, dtype=torch.float64)
-    chi2 = torch.as_tensor(stats.chi2.ppf(points[:, -1:].clamp(1e-12, 1 - 1e-12).numpy(), _DF))
-    u, stretch = points[:, :-1].to(like), (_DF / chi2).sqrt().to(like)
-    return u.expand(batch, -1, -1), stretch.expand(batch, -1, -1)
+    seeds = torch.randint(2**31, (batch,), generator=generator).tolist()
+    engines = [torch.quasirandom.SobolEngine(size + 1, scramble=True, seed=s) for s in seeds]
+    points = torch.stack([engine.draw(n, dtype=torch.float64) for engine in engines])
+    points = points.clamp(1e-12, 1 - 1e-12)
+    chi2 = torch.as_tensor(stats.chi2.ppf(points[..., -1:].numpy(), _DF))
+    return points[..., :-1].to(like), (_DF / chi2).sqrt().to(like)
 
 
 def _t_noise(like: Float[Tensor, "batch size"], n: int, generator: torch.Generator) -> Tensor:
     """Standard t₇ vectors (batch, n, size)."""
-    batch, size = like.shape
-    normal = torch.randn(batch, n, size, generator=generator, dtype=torch.float64)
-    chi2 = torch.randn(batch, n, int(_DF), generator=generator, dtype=torch.float64)
-    return (normal * (_DF / chi2.square().sum(-1, keepdim=True)).sqrt()).to(like)
+    u, stretch = _even(like, n, generator)
+    return torch.special.ndtri(u) * stretch
 
 
 def _systematic(probs: Tensor, draws: int, generator: torch.Generator) -> Tensor:
@@ -252,7 +259,7 @@ class _Mixture:
     def weigh(self) -> Draws:
         """All draws so far."""
         u, prior, by_unit = (torch.cat(part, 1) for part in zip(*self.parts, strict=True))
-        log_p = prior + (by_unit * self.posterior.mask[:, None, :]).sum(-1)
+        log_p = prior + self.posterior.trained(by_unit)
         total = sum(self.counts)
         log_q = torch.stack(
             [
@@ -286,10 +293,13 @@ def importance_draws(
     """
     mixture = _Mixture(posterior)
     around = _SplitT(modes.u, modes.factor, _widths(posterior, modes))
-    mixture.add(around, around.sample(draws, generator))
-    if not isinstance(posterior.parameters, Pooled) or posterior.size > _SMALL:
+    small = isinstance(posterior.parameters, Pooled) and posterior.size <= _SMALL
+    mixture.add(around, around.sample(draws if small else draws // 2, generator))
+    if not small:
+        moved = around.moved(mixture.weigh())
+        mixture.add(moved, moved.sample(draws, generator))
         return mixture.weigh()
-    prior = _Prior(posterior.parameters)
+    prior = _Prior(posterior.parameters)  # pyright: ignore
     mixture.add(prior, prior.sample(posterior.batch, draws // 4, generator).to(modes.u))
     return _clouded(mixture, draws, generator, _CLOUDS)
 

@@ -24,7 +24,7 @@ import xarray as xr
 from neurodiff.inference.importance import importance_draws
 from neurodiff.inference.join import Bound
 from neurodiff.inference.laplace import find_modes
-from neurodiff.inference.stages import AGREE, Population, populations
+from neurodiff.inference.stages import Population, populations
 
 _FOLDS = 10
 _FEW = 20  # effective components of it below which no average is to be believed
@@ -39,9 +39,9 @@ def leave_one_group_out(bound: Bound, draws: int, seed: int) -> xr.Dataset:
         seed: Of all randomness.
 
     Returns:
-        ``elpd`` and ``k_hat`` of each group (inf where few draws of the population explain it, or
-        its chains disagree), and ``r_hat`` of the population it was predicted from, along the
-        dimension of the groups.
+        ``elpd`` and ``k_hat`` along the dimension of the groups: the larger of a group's own and of
+        the others'; inf where the chains of the population disagree or few of its draws explain the
+        group.
 
     Raises:
         TypeError: If the model has no groups.
@@ -60,10 +60,10 @@ def leave_one_group_out(bound: Bound, draws: int, seed: int) -> xr.Dataset:
         result = importance_draws(own, modes, 2 * draws, generator)
         elpd.append(result.log_evidence.item())
         explained = population.effective(result.resample(draws, generator)[0]) >= _FEW
-        believable = explained and found.r_hat[held].item() < AGREE
-        k_hat.append(result.k_hat.item() if believable else math.inf)
+        own = result.k_hat.item() if explained else math.inf
+        k_hat.append(max(own, found.k_hat[held].item()))
     dim = bound.by or "group"
-    variables = {"elpd": elpd, "k_hat": k_hat, "r_hat": found.r_hat[fold].cpu().numpy()}
+    variables = {"elpd": elpd, "k_hat": k_hat}
     return xr.Dataset(
         {name: (dim, np.asarray(values)) for name, values in variables.items()},
         coords={dim: bound.groups},

@@ -166,6 +166,16 @@ class Posterior:
     def _density(self, u: Tensor, y: Tensor, counts: Tensor) -> Tensor:
         return self.parameters.log_prior(u) + self.rows(u, y) @ counts
 
+    def trained(self, by_unit: Float[Tensor, "batch draw unit"]) -> Float[Tensor, "batch draw"]:
+        """Log likelihood of what is trained on; what is held out may even be impossible."""
+        mask = self.mask[:, None, :]
+        return torch.where(mask > 0, by_unit * mask, 0.0).sum(-1)
+
+    @property
+    def _fits_single(self) -> bool:
+        observer = getattr(self.model, "observer", None)
+        return self.response.shape[-1] >= _LONG and getattr(observer, "single", False)
+
     @cached_property
     def _single(self) -> "Posterior":
         """The same in single precision, but for u and the priors."""
@@ -206,18 +216,20 @@ class Posterior:
     ) -> tuple[Float[Tensor, "batch draw"], Float[Tensor, "batch draw unit"]]:
         """Log prior and log likelihood by unit at many draws, a bounded number at a time.
 
-        Long designs are evaluated in single precision, whose error is far below a nat.
+        A long design whose observer says so (``single``) is evaluated in single precision. Where
+        the model gives no number the log likelihood is -inf.
         """
         flat = u.reshape(-1, u.shape[-1])
         prior = vmap(self.parameters.log_prior)(flat)
         by_unit = flat.new_empty(len(flat), self.mask.shape[1])
-        quick = self._single if self.response.shape[-1] >= _LONG else self
+        quick = self._single if self._fits_single else self
         (y, counts), in_dims = quick._answers, self._in_dims[:2]
         for part in torch.arange(len(flat)).split(max(1, _CACHE // self.response.shape[-1])):
             problem = ... if self._shared else part.to(u.device) // u.shape[1]
             rows = vmap(quick.rows, in_dims)(flat[part], y[problem])
             rows = rows if self._each_once else rows * counts[problem]
-            by_unit[part] = self._by_unit(rows).to(by_unit)
+            found = self._by_unit(rows).to(by_unit)
+            by_unit[part] = torch.where(torch.isnan(found), -torch.inf, found)
         return prior.reshape(u.shape[:2]), by_unit.reshape(*u.shape[:2], -1)
 
     def _by_unit(self, rows: Float[Tensor, "draw trial"]) -> Float[Tensor, "draw unit"]:

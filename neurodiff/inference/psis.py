@@ -20,9 +20,13 @@ from arviz_stats.base.array import array_stats
 def smooth(log_weights: np.ndarray) -> tuple[np.ndarray, float]:
     """Smoothed log weights, normalised, and their Pareto k̂.
 
+    Without any weight k̂ is inf.
+
     >>> smooth(np.zeros(100))[1]
     -inf
     """
+    if not len(log_weights):
+        return log_weights, math.inf
     k_hat = -math.inf
     if np.ptp(log_weights) > 1e-10:
         k_hat = math.inf  # unless the tail can be fitted: not where one draw fills it
@@ -35,7 +39,7 @@ def smooth(log_weights: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def leave_one_out(log_likelihood: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Exact elpd and k̂ of each column of (draw, row) log likelihoods.
+    """Smoothed elpd and k̂ of each column of (draw, row) log likelihoods.
 
     A column that does not vary over draws has that value as its elpd, and k̂ = -inf.
     """

@@ -26,7 +26,7 @@ from neurodiff.inference.posterior import Posterior
 from neurodiff.inference.priors import LOG_ROOT_TAU, Pooled, Site
 
 _CHAINS, _WARMUP, _DRAWS = 32, 200, 400
-AGREE = 1.2  # R-hat up to which a population is believed: its elpd is then within tenths of a nat
+_AGREE = 1.2  # R-hat up to which a population is believed: its elpd is then within tenths of a nat
 _CENTRES = 1000  # draws of a group, and of the population that make up a mixture
 
 
@@ -81,11 +81,12 @@ def _alone(joint: Posterior, grouped: Grouped, group: int) -> Posterior:
     return replace(joint.take(rows), parameters=grouped.pooled, weight=joint.weight[rows])
 
 
-def _under(own: Posterior, prior: Pooled, generator: torch.Generator) -> Tensor:
-    """Draws (draw, size) of one group's parameters under a prior."""
+def _under(own: Posterior, prior: Pooled, generator: torch.Generator) -> tuple[Tensor, float]:
+    """Draws (draw, size) of one group's parameters under a prior, and their k̂."""
     own = replace(own, parameters=prior)
     modes = find_modes(own, prior.start()[None])
-    return posterior_draws(own, modes, 2 * _CENTRES, generator).resample(_CENTRES, generator)[0]
+    found = posterior_draws(own, modes, 2 * _CENTRES, generator)
+    return found.resample(_CENTRES, generator)[0], found.k_hat.item()
 
 
 @dataclass(frozen=True)
@@ -96,13 +97,13 @@ class Found:
         mean: μ.
         log_sd: log τ.
         groups: The groups' own parameters, unconstrained.
-        r_hat: Largest potential scale reduction.
+        k_hat: The largest of the groups' own draws; inf where chains disagree.
     """
 
     mean: Float[Tensor, "fold draw size"]
     log_sd: Float[Tensor, "fold draw size"]
     groups: Float[Tensor, "fold draw group size"]
-    r_hat: Float[Tensor, " fold"]
+    k_hat: Float[Tensor, " fold"]
 
 
 def populations(
@@ -124,19 +125,20 @@ def populations(
 
 
 def two_stages(joint: Posterior, draws: int, generator: torch.Generator) -> tuple[Tensor, float]:
-    """Draws (draw, size) of a hierarchy's flat vector, and R-hat of its population.
+    """Draws (draw, size) of a hierarchy's flat vector, and the k̂ behind them.
 
     Args:
         joint: A hierarchical posterior.
-        draws: As many.
+        draws: As many, at most 1000.
         generator: Source of randomness, on the CPU.
     """
     everyone = joint.mask.new_ones(1, joint.parameters.groups)  # pyright: ignore
     found = populations(joint, everyone, generator)[1]
-    keep = torch.linspace(0, found.mean.shape[1] - 1, draws).long().to(found.mean.device)
+    draws = min(draws, _CENTRES)
+    keep = torch.linspace(0, _CENTRES - 1, draws).long().to(found.mean.device)
     mean, log_sd, own = (x[0, keep] for x in (found.mean, found.log_sd, found.groups))
     z = (own - mean[:, None]) * (-log_sd[:, None]).exp()
-    return torch.cat([mean, log_sd, z.flatten(1)], -1), found.r_hat.item()
+    return torch.cat([mean, log_sd, z.flatten(1)], -1), found.k_hat.item()
 
 
 def _gibbs(
@@ -147,7 +149,8 @@ def _gibbs(
     generator: torch.Generator,
 ) -> Found:
     """Draws of the population of the groups in each fold's mask, from their draws under π."""
-    u = torch.stack([_under(group, working, generator) for group in groups])
+    each = [_under(group, working, generator) for group in groups]
+    u, own = torch.stack([u for u, _ in each]), torch.tensor([k for _, k in each])
     log_pi = torch.vmap(torch.vmap(working.log_prior))(u)
     gibbs = _Gibbs(u, log_pi, pooled, mask, generator)
     for _ in range(_WARMUP):
@@ -161,7 +164,10 @@ def _gibbs(
     keep = torch.linspace(0, _CHAINS * _DRAWS - 1, _CENTRES).long().to(found.device)
     mean, log_sd = found.flatten(1, 2)[:, keep].chunk(2, -1)
     pick = torch.stack(picks, 2).flatten(1, 2)[:, keep]
-    return Found(mean, log_sd, u[gibbs.group, pick], _r_hat(found))
+    agree = torch.where(_r_hat(found).cpu() < _AGREE, -torch.inf, torch.inf)
+    # a fold rests on the groups that it trains on
+    used = torch.where(mask.cpu() > 0, own, -torch.inf).amax(-1)
+    return Found(mean, log_sd, u[gibbs.group, pick], torch.maximum(agree, used.to(agree)))
 
 
 def _r_hat(found: Float[Tensor, "fold chain draw value"]) -> Float[Tensor, " fold"]:

@@ -39,7 +39,7 @@ from neurodiff.inference.svi import SVI
 from neurodiff.inference.tree import build_tree
 from neurodiff.perception.controls import permute
 
-_HELD_OUT_DRAWS = 512  # a power of two: Sobol points are even then
+_HELD_OUT_DRAWS = 512  # a power of two, for which Sobol points are most even
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +128,7 @@ def solve(unit: Unit) -> xr.DataTree:
     if unit.hypothesis.permuted:
         data = permute(data, unit.seed, _within(data, unit.by))
     model = build(unit.hypothesis, unit.task, data)
-    device = choose_device(unit.device, int(np.prod(list(data.sizes.values()))))
+    device = choose_device(unit.device, max(data.sizes.values(), default=0))
     bound = join(model, data, priors_of(model), by=unit.by, device=device)
     began = time.perf_counter()
     starts = unit.method.starts if isinstance(unit.method, Laplace) else 4
@@ -164,12 +164,12 @@ def solve(unit: Unit) -> xr.DataTree:
 def _score(tree: xr.DataTree, unit: Unit, bound: Bound, modes: Modes) -> None:
     """Add the held-out elpd that goes with the unit of generalisation."""
     nuts = unit.method if isinstance(unit.method, NUTS) else None
-    if bound.unit_dim == "block":
+    if unit.by is not None:
+        tree["loso"] = leave_one_group_out(bound, 2 * _HELD_OUT_DRAWS, unit.seed)
+    elif bound.unit_dim == "block":
         fold = alternating(len(bound.unit_names))
         elpd, k_hat = kfold(bound, modes, fold, _HELD_OUT_DRAWS, unit.seed, nuts)
-        tree["kfold"] = xr.Dataset({"elpd": ("block", elpd), "k_hat": ("fold", k_hat)})
-    elif unit.by is not None:
-        tree["loso"] = leave_one_group_out(bound, 2 * _HELD_OUT_DRAWS, unit.seed)
+        tree["kfold"] = xr.Dataset({"elpd": ("block", elpd), "k_hat": ("block", k_hat)})
     elif "loo" in tree.children:
         loo = tree["loo"].to_dataset()
         tree["loo"] = refit(bound, modes, loo, _HELD_OUT_DRAWS, unit.seed, nuts)

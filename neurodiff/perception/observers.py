@@ -203,6 +203,8 @@ class Counts(nn.Module):
         if most == 1 and dispersion is not None:
             raise ValueError("a bin that holds at most one spike has no dispersion: use most=None")
         self.width, self.most, self.lags = width, most, history
+        # one spike or none: no difference of large numbers, as in the log factorials of counts
+        self.single = most == 1
         self.base = nn.Parameter(torch.tensor(5.0))
         self.gain = nn.Parameter(torch.tensor(400.0))
         if history:

@@ -12,6 +12,7 @@ import neurodiff as nd
 from neurodiff.inference import draws as module
 from neurodiff.inference.draws import posterior_draws
 from neurodiff.inference.fit import modes_of
+from neurodiff.inference.importance import _CENTRES, _Cloud
 from neurodiff.inference.join import join
 from neurodiff.inference.posterior import _LONG
 from neurodiff.perception.frontend import InternalNoise
@@ -68,16 +69,64 @@ def test_a_curved_ridge_leaves_many_distinct_draws():
     assert found.ess.item() > 200
 
 
-def test_long_designs_in_single_precision_differ_by_far_less_than_a_nat():
-    """Their rows are as many as a recording's bins; the oracle is double precision."""
-    data = toys.data(_LONG)
-    data = data.assign(logsnr=data["logsnr"] + 1e-6 * np.arange(_LONG))  # all rows distinct
-    joint = join(toys.model(BOTH), data).posterior
-    assert joint.response.shape == (_LONG,)
-    u = 0.3 * torch.randn(1, 20, 2, generator=toys.generator())
+def spikes(bins):
+    rng = np.random.default_rng(0)
+    level = rng.normal(0, 2, bins)
+    count = (rng.random(bins) < 0.05 + 0.3 / (1 + np.exp(-level))).astype(float)
+    return xr.Dataset({"logsnr": ("time", level), "count": ("time", count)})
+
+
+@pytest.mark.parametrize("law", ["Logistic", "Normal", "GumbelMax", "GumbelMin", "Exponential"])
+def test_long_recordings_in_single_precision_differ_by_far_less_than_a_nat(law):
+    weighting = nd.SurvivalWeighting(getattr(nd.laws, law)())
+    joint = join(nd.Threshold(weighting, nd.observers.Counts(history=3)), spikes(_LONG)).posterior
+    assert joint._fits_single
+    u = joint.parameters.start() + 0.3 * torch.randn(1, 20, joint.size, generator=toys.generator())
     _, by_unit = joint.draws_terms(u)
     assert by_unit.dtype == torch.float64
     exact = joint.draws_log_prob(u) - torch.vmap(torch.vmap(joint.parameters.log_prior))(u)
     # 5,000 terms of at most 10 nats, each off by 6e-8 of itself at random
     torch.testing.assert_close(by_unit.sum(-1), exact.detach(), atol=3e-3, rtol=0)
     assert not torch.equal(by_unit.sum(-1), exact.detach())
+
+
+@pytest.mark.parametrize("what", ["choice", "limited", "Poisson"])
+def test_what_single_precision_would_spoil_stays_in_double(what):
+    """Probabilities within 1e-7 of 0 and 1, and factorials of counts."""
+    weighting = nd.SurvivalWeighting(nd.laws.Logistic())
+    rng = np.random.default_rng(0)
+    level = np.r_[np.full(5, -300.0), rng.normal(0, 4, _LONG)]
+    right = np.r_[np.ones(5), (rng.random(_LONG) < 0.5).astype(float)]
+    name, observer = "correct", nd.observers.Choice(guess=0.0)
+    if what == "Poisson":
+        name, observer = "count", nd.observers.Counts(history=0, most=None)
+    model = nd.Threshold(weighting, observer)
+    if what == "limited":
+        model = nd.Limited(weighting, nd.perception.ideal.Binary())
+    data = xr.Dataset({"logsnr": ("trial", level), name: ("trial", right)})
+    joint = join(model, data).posterior
+    u = joint.parameters.start()[None, None]
+    exact = joint.draws_log_prob(u) - joint.parameters.log_prior(u[0, 0])
+    torch.testing.assert_close(joint.draws_terms(u)[1].sum(-1), exact.detach(), rtol=1e-12, atol=0)
+
+
+def test_what_is_held_out_may_be_impossible():
+    joint = join(toys.model(BOTH), toys.data(6)).posterior
+    mask = torch.ones(1, 6)
+    mask[0, 2] = 0.0
+    by_unit = torch.zeros(1, 2, 6)
+    by_unit[0, 0, 2] = -math.inf
+    by_unit[0, 1, 3] = -math.inf
+    assert joint.with_mask(mask).trained(by_unit).tolist() == [[0.0, -math.inf]]
+
+
+def test_a_cloud_draws_alike_about_every_centre():
+    """Its density is a mixture of equal shares: against quadrature, centres in order."""
+    centres = torch.linspace(-3, 3, _CENTRES)[None, :, None]
+    cloud = _Cloud(centres, torch.full((1, 1, 1), 0.05))
+    u = cloud.sample(512, toys.generator())
+    assert u.shape[1] % _CENTRES == 0
+    assert u.mean().item() == pytest.approx(0.0, abs=4 * 0.06 / math.sqrt(u.shape[1]))
+    grid = torch.linspace(-6, 6, 4001)[None, :, None]
+    density = cloud.log_prob(grid)[0].exp()
+    assert torch.trapezoid(density, grid[0, :, 0]).item() == pytest.approx(1.0, abs=1e-4)
