@@ -8,6 +8,7 @@ kept in ``inference.csv``.
 
 import csv
 import resource
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -19,12 +20,13 @@ import xarray as xr
 import neurodiff as nd
 from neurodiff.data.schema import DataError
 from neurodiff.inference.fit import modes_of
-from neurodiff.inference.heldout import alternating
+from neurodiff.inference.heldout import alternating, kfold
 from neurodiff.inference.hmc import many_chains
 from neurodiff.inference.importance import importance_draws
 from neurodiff.inference.join import join
 from neurodiff.inference.laplace import find_modes
 from neurodiff.inference.nuts import NUTS, run_chain
+from neurodiff.inference.stages import two_stages
 from neurodiff.inference.tree import _loo
 from neurodiff.perception.frontend import InternalNoise, PowerFilter
 
@@ -82,14 +84,16 @@ def recording(long):
     note("recording: Hessian", clock(lambda: joint.hessian(modes.u))[0], floor)
     cold, _ = clock(lambda: find_modes(joint, start))
     note("recording: mode from a cold start", cold, floor)
-    draws, _ = clock(lambda: importance_draws(joint, modes, 500, torch.Generator().manual_seed(0)))
-    note("recording: 500 importance draws", draws, floor)
+    draws, _ = clock(lambda: importance_draws(joint, modes, 1000, torch.Generator().manual_seed(0)))
+    note("recording: 1500 proposals weighed", draws, floor)
     note("recording: Laplace fit, 500 draws", cold + draws, floor, "0.3 s")
     fold = torch.as_tensor(alternating(len(bound.unit_names)))
     folds = joint.with_mask((fold[None] != torch.arange(5)[:, None]).to(joint.mask))
     inverse = (modes.factor @ modes.factor.mT).expand(5, -1, -1)
     warm, _ = clock(lambda: find_modes(folds, modes.u.expand(5, -1), inverse))
     note("recording: modes of five folds from the full fit", warm, floor, "0.3 s")
+    held, _ = clock(lambda: kfold(bound, modes, alternating(len(bound.unit_names)), 512, 0), 2)
+    note("recording: held-out scores of five folds", held, floor)
     draws = 1000 if long else 50
     began = time.process_time()
     run_chain(joint, modes, NUTS(draws=draws, warmup=200 if long else 100), 0)
@@ -107,20 +111,23 @@ def people():
     data = data.isel(trial=data["observer_kind"].values == "human")
     law = nd.SurvivalWeighting(nd.laws.Logistic())
     model = nd.Threshold(law, nd.observers.Choice(choices=16), InternalNoise())
-    for by in (None, "subject"):
-        name = f"people, {'pooled' if by is None else 'by subject'}"
-        bound = join(model, data, by=by)
-        joint, start = bound.posterior, bound.start[None]
-        floor, _ = clock(lambda: gradient(joint.log_prob, start), 40)
-        note(f"{name}: gradient, {len(joint.unit)} rows (the floor)", floor, floor)
-        modes = modes_of(bound, 2, 0)
-        generator = torch.Generator().manual_seed(0)
-        noise = torch.randn(1, 100, joint.size, generator=generator)
-        begin = modes.u[:, None] + 1.5 * noise @ modes.factor.mT
-        began = time.process_time()
-        chains = many_chains(joint, modes.u, modes.factor, begin, generator)
-        seconds = time.process_time() - began
-        note(f"{name}: 100 chains, R-hat {chains.r_hat.item():.3f}", seconds, floor, "10 s")
+    bound = join(model, data)
+    joint, start = bound.posterior, bound.start[None]
+    floor, _ = clock(lambda: gradient(joint.log_prob, start), 40)
+    note(f"people, pooled: gradient, {len(joint.unit)} rows (the floor)", floor, floor)
+    modes = modes_of(bound, 2, 0)
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(1, 100, joint.size, generator=generator)
+    begin = modes.u[:, None] + 1.5 * noise @ modes.factor.mT
+    began = time.process_time()
+    chains = many_chains(joint, modes.u, modes.factor, begin, generator)
+    seconds = time.process_time() - began
+    note(f"people, pooled: 100 chains, R-hat {chains.r_hat.item():.3f}", seconds, floor)
+    bound = join(model, data, by="subject")
+    began = time.process_time()
+    _, k_hat = two_stages(bound.posterior, 1000, generator)
+    seconds = time.process_time() - began
+    note(f"people, by subject: two stages, k-hat {k_hat:.2f}", seconds, floor)
 
 
 def million():
@@ -141,7 +148,16 @@ def million():
     note(f"a million trials: elpd of each, {peak:.1f} GiB at most", seconds, seconds, "2 GiB")
 
 
+def imports():
+    """``import neurodiff`` after ``import torch``, in a fresh process."""
+    code = "import time, torch; t = time.perf_counter(); import neurodiff; "
+    code += "print(time.perf_counter() - t)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    note("import neurodiff, after torch", float(out.stdout), 1.0, "0.3 s")
+
+
 if __name__ == "__main__":
+    imports()
     recording("--long" in sys.argv)
     people()
     million()

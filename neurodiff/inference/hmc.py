@@ -1,14 +1,13 @@
 r"""Many short Hamiltonian chains at once, for the posteriors that a mode does not describe.
 
-.. math:: v = \bar v + L z, \qquad
+.. math:: u = \bar u + L z, \qquad
     z' = z + \epsilon\, p_{1/2}, \quad p_{1/2} = p + \tfrac{\epsilon}{2} \nabla_z \log p(u), \ldots
 
 Every problem of a batch (fold, subject, data set) runs a hundred chains side by side under one
 ``vmap``: where a design has few distinct rows a leapfrog step of all of them costs hardly more than
 one. While warming up, the step size of each problem is adapted and the metric L is retaken from
-where the chains have been; a trajectory is as long as the posterior is wide, jittered. v is u, or
-with groups the partly centred :class:`~neurodiff.inference.groups.Centring` of it. Ten chains each
-begin at one of ten scattered draws; the nested R-hat says whether they have forgotten which.
+where the chains have been; a trajectory is as long as the posterior is wide, jittered. Ten chains
+each begin at one of ten scattered draws; the nested R-hat says whether they have forgotten which.
 """
 
 import math
@@ -19,7 +18,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from neurodiff.inference.groups import Centring, Grouped
 from neurodiff.inference.posterior import Posterior
 
 _STARTS = 10
@@ -75,34 +73,27 @@ def r_hat(u: Float[Tensor, "batch chain draw size"], starts: int) -> Float[Tenso
 class _Walk:
     """Positions of all chains in z, with log density and gradient."""
 
-    def __init__(
-        self, posterior: Posterior, centring: Centring | None, v: Tensor, cloud: Tensor
-    ) -> None:
-        self.posterior, self.centring = posterior, centring
-        self.settle(v, cloud)
+    def __init__(self, posterior: Posterior, u: Tensor, cloud: Tensor) -> None:
+        self.posterior = posterior
+        self.settle(u, cloud)
 
-    def settle(self, v: Tensor, cloud: Float[Tensor, "batch draw size"]) -> None:
-        """Stand at v, in the metric of a cloud: its mean and the factor of its covariance."""
+    def settle(self, u: Tensor, cloud: Float[Tensor, "batch draw size"]) -> None:
+        """Stand at u, in the metric of a cloud: its mean and the factor of its covariance."""
         self.centre = cloud.mean(1, keepdim=True)
         covariance = (cloud - self.centre).mT @ (cloud - self.centre) / (cloud.shape[1] - 1)
         diagonal = covariance.diagonal(dim1=-2, dim2=-1)
         ridge = torch.diag_embed(0.02 * diagonal + 1e-12)  # few draws leave small axes uncertain
         self.factor = torch.linalg.cholesky(0.98 * covariance + ridge)
-        self.z = torch.linalg.solve_triangular(self.factor, (v - self.centre).mT, upper=False).mT
+        self.z = torch.linalg.solve_triangular(self.factor, (u - self.centre).mT, upper=False).mT
         self.log_p, self.slope = self.evaluate(self.z)
 
     def places(self) -> Float[Tensor, "batch chain size"]:
-        """Where the chains are, in v."""
+        """Where the chains are."""
         return self.centre + self.z @ self.factor.mT
 
     def evaluate(self, z: Tensor) -> tuple[Tensor, Tensor]:
         leaf = z.detach().requires_grad_(True)
-        v = self.centre + leaf @ self.factor.mT
-        if self.centring is None:
-            log_p = self.posterior.draws_log_prob(v)
-        else:
-            u = self.centring.back(v)
-            log_p = self.posterior.draws_log_prob(u) + self.centring.log_det(v)
+        log_p = self.posterior.draws_log_prob(self.centre + leaf @ self.factor.mT)
         (slope,) = torch.autograd.grad(log_p.sum(), leaf)
         bad = ~(torch.isfinite(log_p) & torch.isfinite(slope).all(-1))
         return log_p.detach().masked_fill(bad, -torch.inf), slope.masked_fill(bad[..., None], 0.0)
@@ -159,21 +150,17 @@ def many_chains(
     starts = max(k for k in range(1, _STARTS + 1) if chains % k == 0)
     if not 1 < starts < chains:
         raise ValueError(f"got {chains} chains, wanted several from each of several starts, as 100")
-    parameters = posterior.parameters
-    centring = Centring(parameters, factor) if isinstance(parameters, Grouped) else None
     noise = torch.randn(
         len(centre), _CLOUD, centre.shape[1], generator=generator, dtype=torch.float64
     )
     cloud = centre[:, None] + noise.to(centre) @ factor.mT
     begin = _feasible(posterior, start, starts).repeat_interleave(chains // starts, 1)
-    if centring is not None:
-        cloud, begin = centring.forth(cloud), centring.forth(begin)
-    walk = _Walk(posterior, centring, begin, cloud)
+    walk = _Walk(posterior, begin, cloud)
     epsilon = _warm_up(walk, warmup, generator)
     kept, chances = [], []
     for _ in range(draws):
         chances.append(walk.step(epsilon, _leaps(epsilon, _MOST), generator).mean(-1))
-        kept.append(walk.places() if centring is None else centring.back(walk.places()))
+        kept.append(walk.places())
     u = torch.stack(kept, 2)
     return Chains(u, r_hat(u, starts), torch.stack(chances).mean(0))
 

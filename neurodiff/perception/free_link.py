@@ -8,7 +8,8 @@ r"""The free monotone link: a law that can take any shape, and so the ceiling of
 :math:`I_k` are I-splines: integrals of quadratic M-splines, cubic between fixed knots, rising from
 0 to 1. Any mixture of them is a cdf with a continuous density. The log masses are a random walk
 whose step ``smoothness`` is itself learned, so how smooth the link is gets chosen on the training
-data of each fold. Survival is summed from the upper end, never 1 − F.
+data of each fold (a study integrates it out, see :mod:`neurodiff.inference.hypotheses`). Survival
+is summed from the upper end, never 1 − F.
 
 References:
     Ramsay 1988, "Monotone regression splines in action".
