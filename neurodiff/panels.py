@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter
 
 from neurodiff import summary
 from neurodiff.diffusion.weighting import canonical
@@ -198,11 +198,14 @@ def label_comparison(ax: Axes, rows: pd.DataFrame) -> None:
     ax.set_xscale("symlog", linthresh=summary.TIE, linscale=0.8)
     tie, far = summary.TIE, max(10.0, -low, high)
     ax.set_xlim(min(-2 * tie, 1.4 * low), max(2 * tie, 1.4 * high))
-    powers = [10.0**k for k in range(2 if far > 200 else 1, int(np.log10(far)) + 1)]
-    ax.xaxis.set_major_locator(FixedLocator([*(-p for p in powers), -tie, 0, tie, *powers]))
-    ax.xaxis.set_minor_locator(NullLocator())
+    powers = [10.0**k for k in range(1, int(np.log10(far)) + 1)]
+    last = powers[-1]  # labels of others would run into each other
+    ax.xaxis.set_major_locator(FixedLocator([-last, -tie, 0, tie, last]))
+    ax.xaxis.set_minor_locator(FixedLocator([*(-p for p in powers), *powers]))
+    ax.xaxis.set_minor_formatter(NullFormatter())
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", "−"))
-    ax.set_xlabel("elpd less that of the best (nat)\ngrey: no difference is claimed")
+    # long names leave the axis narrow: from its right end the label has room
+    ax.set_xlabel("elpd less that of the best (nat)\ngrey: no difference is claimed", loc="right")
     ax.tick_params(axis="y", length=0)
     keys = [
         ("o", "white", "not distinguished"),

@@ -12,9 +12,9 @@ import neurodiff as nd
 from neurodiff.inference import draws as module
 from neurodiff.inference.draws import posterior_draws
 from neurodiff.inference.fit import modes_of
-from neurodiff.inference.importance import _CENTRES, _Cloud
 from neurodiff.inference.join import join
 from neurodiff.inference.posterior import _LONG
+from neurodiff.inference.proposals import CENTRES, Cloud
 from neurodiff.perception.frontend import InternalNoise
 
 BOTH = ("weighting.law.loc", "weighting.law.scale")
@@ -122,10 +122,10 @@ def test_what_is_held_out_may_be_impossible():
 
 def test_a_cloud_draws_alike_about_every_centre():
     """Its density is a mixture of equal shares: against quadrature, centres in order."""
-    centres = torch.linspace(-3, 3, _CENTRES)[None, :, None]
-    cloud = _Cloud(centres, torch.full((1, 1, 1), 0.05))
+    centres = torch.linspace(-3, 3, CENTRES)[None, :, None]
+    cloud = Cloud(centres, torch.full((1, 1, 1), 0.05))
     u = cloud.sample(512, toys.generator())
-    assert u.shape[1] % _CENTRES == 0
+    assert u.shape[1] % CENTRES == 0
     assert u.mean().item() == pytest.approx(0.0, abs=4 * 0.06 / math.sqrt(u.shape[1]))
     grid = torch.linspace(-6, 6, 4001)[None, :, None]
     density = cloud.log_prob(grid)[0].exp()
