@@ -15,14 +15,16 @@ from dataclasses import replace
 import numpy as np
 import torch
 import xarray as xr
+from jaxtyping import Float
 from torch import Tensor
+from torch.func import functional_call
 
 from neurodiff.inference.draws import posterior_draws
 from neurodiff.inference.fit import explore
 from neurodiff.inference.join import Bound
 from neurodiff.inference.laplace import Modes, find_modes
 from neurodiff.inference.nuts import NUTS, diagnose
-from neurodiff.inference.psis import smooth
+from neurodiff.inference.psis import leave_one_out, smooth
 
 _REFITS = 64  # rows refitted at most; the rest keep their k̂, which the verdict then names
 
@@ -116,6 +118,34 @@ def refit(
         elpd[here] = _log_mean(log_w, by_unit[:, row] / weight[i])
         own[here] = fresh[i]
     return loo.assign(elpd=(loo["elpd"].dims, elpd), k_hat=(loo["k_hat"].dims, own))
+
+
+def by_trial(
+    bound: Bound, u: Float[Tensor, "draw size"], cell: np.ndarray, correct: np.ndarray
+) -> xr.Dataset:
+    """Leave-one-out over the trials that a model of cells counted: each given all the others.
+
+    Args:
+        bound: A beta-binomial model of cells.
+        u: Posterior draws.
+        cell: The cell of each trial, -1 for a missing answer.
+        correct: Whether each trial was right.
+
+    Returns:
+        ``elpd`` and ``k_hat`` of each trial; 0 and -inf for a missing answer.
+    """
+    joint = bound.posterior
+
+    def given(one: Tensor) -> Tensor:
+        answer = functional_call(joint.model, joint.parameters.trial_values(one), (joint.trials,))
+        return torch.cat(answer.each_given_the_others(joint.response))
+
+    each, shape = leave_one_out(torch.vmap(given)(u).detach().cpu().numpy())
+    there = cell >= 0
+    column = bound.rows[cell[there]] + np.where(correct[there] > 0.5, 0, len(joint.response))
+    elpd, k_hat = np.zeros(len(cell)), np.full(len(cell), -np.inf)
+    elpd[there], k_hat[there] = each[column], shape[column]
+    return xr.Dataset({"elpd": ("trial", elpd), "k_hat": ("trial", k_hat)})
 
 
 def _log_mean(log_w: Tensor, log_p: Tensor) -> np.ndarray:

@@ -6,7 +6,7 @@ r"""The hypotheses of a comparison: named weightings, learned laws, and the cont
 A named weighting is a hypothesis about shape and, in the gauge κ = 1, about scale; beside it stands
 its free-scale rival: the law of the same family, or the weighting with κ free. The controls keep
 them honest: constant, history only, the free monotone link that is the ceiling, and for choices the
-noise floor, which is the null.
+noise floor, which is the null, and the beta-binomial fit that a psychophysicist would make.
 """
 
 from collections.abc import Sequence
@@ -23,6 +23,7 @@ from neurodiff.diffusion import laws
 from neurodiff.diffusion.law import Law
 from neurodiff.diffusion.weighting import SurvivalWeighting, Weighting, canonical, weighting
 from neurodiff.inference.priors import nearest
+from neurodiff.perception.beta_binomial import BetaBinomial
 from neurodiff.perception.controls import Constant, NoiseFloor
 from neurodiff.perception.free_link import FreeLink
 from neurodiff.perception.frontend import InternalNoise, Nominal, PowerFilter, Sensitivity
@@ -218,7 +219,8 @@ def plan(
 def _controls(task: Task) -> list[str]:
     if task.response == "count":
         return ["constant", *(["history only"] if task.history else []), "free link"]
-    return ["constant", "free link", *(["noise floor"] if task.choices is not None else [])]
+    floor = ["noise floor"] if task.choices is not None else []
+    return ["constant", "free link", *floor, "beta-binomial"]
 
 
 def build(hypothesis: Hypothesis, task: Task, data: xr.Dataset) -> nn.Module:
@@ -242,6 +244,8 @@ def build(hypothesis: Hypothesis, task: Task, data: xr.Dataset) -> nn.Module:
     if key == "noise floor":
         internal = hypothesis.front_end != "internal-noise"
         return NoiseFloor(task.choices or 2, internal=internal, front_end=_plain(end))
+    if key == "beta-binomial":  # of data by level
+        return BetaBinomial(task.choices, task.guess, _plain(end))
     if key == "free link":  # the ceiling is any monotone curve, whatever the kind
         link = FreeLink.on(data["logsnr"].values, basis=8)
         link.smoothness.requires_grad_(False)  # see priors_of

@@ -28,7 +28,7 @@ import neurodiff
 from neurodiff.data.schema import data_hash
 from neurodiff.inference.curves import contraction
 from neurodiff.inference.fit import choose_device, explore, modes_of
-from neurodiff.inference.heldout import alternating, kfold, refit
+from neurodiff.inference.heldout import alternating, by_trial, kfold, refit
 from neurodiff.inference.hypotheses import Hypothesis, Task, build, priors_of
 from neurodiff.inference.join import Bound, join
 from neurodiff.inference.laplace import Laplace, Modes
@@ -37,6 +37,7 @@ from neurodiff.inference.nuts import NUTS
 from neurodiff.inference.posterior import on_one_thread
 from neurodiff.inference.svi import SVI
 from neurodiff.inference.tree import build_tree
+from neurodiff.perception.beta_binomial import by_level, cell_of
 from neurodiff.perception.controls import permute
 
 _HELD_OUT_DRAWS = 512  # a power of two, for which Sobol points are most even
@@ -127,6 +128,8 @@ def solve(unit: Unit) -> xr.DataTree:
     data = unit.data
     if unit.hypothesis.permuted:
         data = permute(data, unit.seed, _within(data, unit.by))
+    trials, cells = data, unit.hypothesis.key == "beta-binomial"
+    data = by_level(data) if cells else data
     model = build(unit.hypothesis, unit.task, data)
     device = choose_device(unit.device, max(data.sizes.values(), default=0))
     bound = join(model, data, priors_of(model), by=unit.by, device=device)
@@ -136,7 +139,12 @@ def solve(unit: Unit) -> xr.DataTree:
     u, stats = explore(bound, modes, unit.method, unit.seed, None)
     wall = time.perf_counter() - began
     tree = build_tree(bound, data, u, stats, unit.method, unit.seed, device, wall)
-    _score(tree, unit, bound, modes)
+    if cells and unit.by is None:
+        tree["loo"] = by_trial(
+            bound, u.reshape(-1, u.shape[-1]), cell_of(trials), trials["correct"].values
+        )
+    else:
+        _score(tree, unit, bound, modes)
     if unit.hypothesis.key == "free link":
         flat = u.reshape(-1, u.shape[-1])
         tree["information"] = contraction(bound, flat[:: max(1, len(flat) // 500)], unit.seed)

@@ -16,6 +16,8 @@ References:
 
 from typing import ClassVar
 
+import numpy as np
+import pandas as pd
 import torch
 import xarray as xr
 from jaxtyping import Float
@@ -70,6 +72,21 @@ class OrderedBetaBinomial(Distribution):
         right = torch.lgamma(value + a) - torch.lgamma(a)
         wrong = torch.lgamma(self.total - value + b) - torch.lgamma(b)
         return right + wrong - (torch.lgamma(self.total + self.nu) - torch.lgamma(self.nu))
+
+    def each_given_the_others(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Log probability of one right answer of a cell, and of one wrong one, given the rest.
+
+        .. math:: \frac{k - 1 + \nu p}{n - 1 + \nu}, \qquad
+            \frac{n - k - 1 + \nu (1 - p)}{n - 1 + \nu}
+
+        0 where the cell has no such answer.
+        """
+        wrong = self.total - value
+        right_mass = torch.where(value > 0, value - 1, 0.0) + self.nu * self.probs
+        wrong_mass = torch.where(wrong > 0, wrong - 1, 0.0) + self.nu * (1 - self.probs)
+        log_total = torch.log((self.total - 1) + self.nu)
+        right = torch.where(value > 0, right_mass.log() - log_total, 0.0)
+        return right, torch.where(wrong > 0, wrong_mass.log() - log_total, 0.0)
 
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         """Counts of right answers."""
@@ -144,9 +161,7 @@ def by_level(data: xr.Dataset) -> xr.Dataset:
     (array([2.]), array([1.]))
     """
     require(data, ["logsnr", "correct"])
-    names = ["logsnr", "correct", *(["subject"] if "subject" in data.coords else [])]
-    frame = data[names].to_dataframe().reset_index(drop=True).dropna(subset=["correct"])
-    keys = [name for name in ("subject", "logsnr") if name in frame]
+    frame, keys = _answers(data)
     cells = frame.groupby(keys)["correct"].agg(["sum", "count"]).reset_index()
     columns = {"correct_count": cells["sum"], "n": cells["count"], "logsnr": cells["logsnr"]}
     counted = xr.Dataset(
@@ -157,3 +172,24 @@ def by_level(data: xr.Dataset) -> xr.Dataset:
     if "subject" not in cells:
         return counted
     return counted.assign_coords(subject=("trial", cells["subject"].to_numpy(str)))
+
+
+def cell_of(data: xr.Dataset) -> np.ndarray:
+    """The row of :func:`by_level` that each trial is counted in; -1 for a missing answer.
+
+    >>> logsnr, correct = [0.0, 0.0, 1.0, 1.0], [1.0, 0.0, torch.nan, 0.0]
+    >>> data = xr.Dataset({"logsnr": ("trial", logsnr), "correct": ("trial", correct)})
+    >>> cell_of(data)
+    array([ 0,  0, -1,  1])
+    """
+    frame, keys = _answers(data)
+    cell = np.full(data.sizes["trial"], -1)
+    cell[frame.index] = frame.groupby(keys).ngroup()
+    return cell
+
+
+def _answers(data: xr.Dataset) -> tuple[pd.DataFrame, list[str]]:
+    """The answers that were given, and what makes a cell."""
+    names = ["logsnr", "correct", *(["subject"] if "subject" in data.coords else [])]
+    frame = data[names].to_dataframe().reset_index(drop=True).dropna(subset=["correct"])
+    return frame, [name for name in ("subject", "logsnr") if name in frame]

@@ -11,6 +11,7 @@ import xarray as xr
 from scipy import stats
 from torch import nn
 from torch.distributions import Bernoulli, Normal
+from torch.func import functional_call
 
 from neurodiff.inference import heldout
 from neurodiff.inference.compare import COLUMNS, compare, distinguished, elpd_of, paired, stacking
@@ -19,6 +20,7 @@ from neurodiff.inference.heldout import alternating, kfold, refit
 from neurodiff.inference.join import join
 from neurodiff.inference.nuts import NUTS
 from neurodiff.inference.psis import leave_one_out
+from neurodiff.perception.beta_binomial import BetaBinomial, by_level, cell_of
 
 
 def made(elpd, kind="law", k_hat=0.1, group="loo", **attrs):
@@ -342,6 +344,25 @@ def test_a_surprising_block_is_scored_by_evidence(monkeypatch):
         assert elpd[4] == pytest.approx(exact, abs=0.2)
         assert k_hat[4] < 0.7
     assert calls == [5, 1] * 3  # five folds, then the one surprising block
+
+
+def test_trials_of_cells_are_left_out_one_by_one():
+    """At one posterior draw each trial has its probability given the others of its cell."""
+    correct = np.array([1.0, 0.0, np.nan, 1.0, 1.0, 0.0])
+    level = np.array([0.0, 1.0, 1.0, 0.0, 1.0, 0.0])
+    data = xr.Dataset({"logsnr": ("trial", level), "correct": ("trial", correct)})
+    bound = join(BetaBinomial(choices=2), by_level(data))
+    u = bound.start.expand(50, -1)
+    loo = heldout.by_trial(bound, u, cell_of(data), correct)
+    assert loo["elpd"][2] == 0.0
+    values = bound.pooled.constrain(bound.start)
+    for cell, here in enumerate(level == x for x in (0.0, 1.0)):
+        here &= ~np.isnan(correct)
+        one = bound.posterior.take(torch.as_tensor([bound.rows[cell]]))
+        answer = functional_call(one.model, values, (one.trials,))
+        right, wrong = answer.each_given_the_others(torch.tensor([correct[here].sum()]))
+        expected = np.where(correct[here] > 0.5, right.item(), wrong.item())
+        np.testing.assert_allclose(loo["elpd"].values[here], expected, atol=1e-12)
 
 
 def test_kfold_needs_two_blocks():

@@ -75,7 +75,8 @@ def test_named_weightings_stand_beside_their_free_scale_rivals():
         ("edm-monotonic", "free"),
         ("exponential", "free"),
     ]
-    assert [r.name for r in rows if r.kind == "control"] == ["constant", "free link", "noise floor"]
+    controls = ["constant", "free link", "noise floor", "beta-binomial"]
+    assert [r.name for r in rows if r.kind == "control"] == controls
 
 
 def test_the_ideal_observer_belongs_to_the_limited_kind():
@@ -85,7 +86,7 @@ def test_the_ideal_observer_belongs_to_the_limited_kind():
     limited = replace(TASK, model="limited")
     for row in plan(limited):
         model = build(row, limited, session(0))
-        trials = {"logsnr": torch.tensor([-torch.inf, 0.0, torch.inf])}
+        trials = {"logsnr": torch.tensor([-torch.inf, 0.0, torch.inf]), "n": torch.ones(3)}
         p = model(trials).mean
         assert p.shape == (3,), row.name
         assert ((p >= 0.49) & (p <= 1)).all(), row.name
@@ -97,7 +98,8 @@ def test_controls_follow_the_task():
     names = [r.name for r in plan(counts) if r.kind == "control"]
     assert names == ["constant", "history only", "free link"]
     unknown = replace(TASK, choices=None)
-    assert [r.name for r in plan(unknown) if r.kind == "control"] == ["constant", "free link"]
+    names = [r.name for r in plan(unknown) if r.kind == "control"]
+    assert names == ["constant", "free link", "beta-binomial"]
 
 
 def test_one_task_for_all_parts():

@@ -13,13 +13,12 @@ from scipy import interpolate, special, stats
 from torch.func import functional_call
 
 import neurodiff as nd
-from neurodiff.perception.beta_binomial import OrderedBetaBinomial
+from neurodiff.perception.beta_binomial import OrderedBetaBinomial, by_level, cell_of
 from neurodiff.perception.controls import (
     BetaBinomial,
     Constant,
     FreeLink,
     NoiseFloor,
-    by_level,
     permute,
 )
 from neurodiff.perception.frontend import InternalNoise
@@ -338,3 +337,43 @@ def test_blocks_that_cannot_be_exchanged_are_refused():
         permute(recording(3).isel(time=slice(0, 14)), seed=0)
     with pytest.raises(ValueError, match="no 'block'"):
         permute(recording().drop_vars("block"), seed=0)
+
+
+@given(
+    total=st.integers(1, 30),
+    right=st.integers(0, 30),
+    p=st.floats(0.05, 0.95),
+    overdispersion=st.floats(0.05, 0.9),
+)
+def test_one_answer_given_the_others_is_a_ratio_of_probabilities(total, right, p, overdispersion):
+    k, n = float(min(right, total)), float(total)
+    args = torch.tensor(p), torch.tensor(overdispersion)
+    whole = OrderedBetaBinomial(torch.tensor(n), *args)
+    rest = OrderedBetaBinomial(torch.tensor(n - 1), *args)
+    as_right, as_wrong = whole.each_given_the_others(torch.tensor(k))
+    both = whole.log_prob(torch.tensor(k))
+    if k > 0:
+        expected = both - rest.log_prob(torch.tensor(k - 1))
+        assert as_right.item() == pytest.approx(expected.item(), abs=1e-9)
+    if k < n:
+        expected = both - rest.log_prob(torch.tensor(k))
+        assert as_wrong.item() == pytest.approx(expected.item(), abs=1e-9)
+
+
+def test_cells_hold_the_trials_that_they_count():
+    rng = np.random.default_rng(0)
+    data = xr.Dataset(
+        {
+            "logsnr": ("trial", rng.choice([-1.0, 0.0, np.inf], 60)),
+            "correct": ("trial", rng.choice([0.0, 1.0, np.nan], 60)),
+        },
+        coords={"subject": ("trial", rng.choice(["a", "b"], 60))},
+    )
+    cells, cell = by_level(data), cell_of(data)
+    assert ((cell < 0) == np.isnan(data["correct"].values)).all()
+    for i in range(cells.sizes["trial"]):
+        here = cell == i
+        assert here.sum() == cells["n"][i]
+        assert data["correct"].values[here].sum() == cells["correct_count"][i]
+        assert (data["subject"].values[here] == cells["subject"].values[i]).all()
+        assert (data["logsnr"].values[here] == cells["logsnr"].values[i]).all()
