@@ -269,9 +269,7 @@ def fetch(name: str, /) -> None:
     """
     from neurodiff.data.datasets import fetch
 
-    with _status("fetching"):
-        paths = fetch(name)
-    for path in paths:
+    for path in fetch(name):
         print(path)
 
 

@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import importlib.util
 import os
+import sys
 import tomllib
 from dataclasses import dataclass
 from functools import cache
@@ -217,6 +218,7 @@ def _download(found: Card, file: File) -> Path:
             fname=Path(file.url).name if archive else file.path,
             path=folder,
             processor=pooch.Untar(members=[file.member]) if archive else None,
+            progressbar=sys.stderr.isatty(),
         )
     except (requests.RequestException, OSError) as error:
         raise DataError(
