@@ -19,6 +19,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from torch.func import functional_call
 
 import neurodiff as nd
 from neurodiff.inference.fit import modes_of
@@ -101,21 +102,26 @@ def over_images(mapping, replicates=500):
 
 def predictive(data, fit):
     """Posterior predictive χ² over levels, and the median width of the 90 % band of accuracy."""
-    observed = data["correct"].values
-    replicas = fit["posterior_predictive"]["correct"].values.reshape(-1, len(observed))
-    answered = ~np.isnan(observed)
-    level = data["logsnr"].values
-    cells = [answered & (level == value) for value in np.unique(level)]
-    p = np.array([replicas[:, cell].mean() for cell in cells])
-    n = np.array([cell.sum() for cell in cells])
+    answered = data.isel(trial=~np.isnan(data["correct"].values))
+    level, index = np.unique(answered["logsnr"].values, return_inverse=True)
+    n = np.bincount(index)
+    right = np.bincount(index, answered["correct"].values)
+    model, names = logistic().double(), dict(logistic().named_parameters())
+    draws = {
+        k: torch.as_tensor(fit["posterior"][k].values.ravel())
+        for k in names
+        if k in fit["posterior"]
+    }
+    trials = {"logsnr": torch.as_tensor(level)}
+    p = torch.vmap(lambda one: functional_call(model, one, (trials,)).probs)(draws).detach().numpy()
+    replicas = np.random.default_rng(0).binomial(n, p)
+    expected, variance = n * p.mean(0), n * p.mean(0) * (1 - p.mean(0))
 
-    def chi2(y):
-        k = np.array([y[cell].sum() for cell in cells])
-        return ((k - n * p) ** 2 / (n * p * (1 - p))).sum()
+    def chi2(k):
+        return ((k - expected) ** 2 / variance).sum(-1)
 
-    band = [np.ptp(np.quantile(replicas[:, cell].mean(1), [0.05, 0.95])) for cell in cells]
-    worse = np.mean([chi2(y) >= chi2(observed) for y in replicas])
-    return chi2(observed), worse, float(np.median(band))
+    band = np.ptp(np.quantile(replicas / n, [0.05, 0.95], axis=0), axis=0)
+    return chi2(right), (chi2(replicas) >= chi2(right)).mean(), float(np.median(band))
 
 
 def checks(mapping):
