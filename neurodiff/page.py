@@ -224,7 +224,7 @@ def fit_row(fit: xr.DataTree) -> dict:
     ess = _largest([stats], "ess_min" if "ess_min" in stats else "ess")
     diverging = int(stats["diverging"].sum()) if "diverging" in stats else 0
     checks = {
-        f"k̂ is {k_hat:.2f}, above 0.7: the numbers are unsure, see the documentation": k_hat > 0.7,
+        f"k̂ is {k_hat:.2f}, above 0.7: numerically unsure": k_hat > 0.7,
         f"R-hat is {r_hat:.3f}, above 1.01: draw longer": r_hat > 1.01,
         f"the effective sample size is {ess:.0f}, below 100: take more draws": ess < 100,
         f"{diverging} divergent transitions: the posterior has corners NUTS missed": diverging > 0,
