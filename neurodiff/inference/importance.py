@@ -134,20 +134,21 @@ def importance_draws(
     Args:
         posterior: The problems.
         modes: Their modes.
-        draws: Draws proposed around the mode, and as many by each cloud.
+        draws: Draws proposed around the mode (or it and the mean), and as many by each cloud or
+            further move.
         generator: Source of randomness, on the CPU.
     """
     mixture = _Mixture(posterior)
     around = SplitT.at(posterior, modes)
     small = isinstance(posterior.parameters, Pooled) and posterior.size <= _SMALL
-    mixture.add(around, around.sample(draws if small else draws // 2, generator))
+    mixture.add(around, around.sample(draws if small else draws // 3, generator))
     if small:
         prior = Prior(posterior.parameters)  # pyright: ignore
         mixture.add(prior, prior.sample(posterior.batch, draws // 4, generator).to(modes.u))
         return _improved(mixture, draws, generator, _CLOUDS, None)
     first = mixture.weigh()
     moved = around.moved(first.u, first.log_w)
-    mixture.add(moved, moved.sample(draws, generator))
+    mixture.add(moved, moved.sample(draws - draws // 3, generator))
     return _improved(mixture, draws, generator, _MOVES, moved)
 
 

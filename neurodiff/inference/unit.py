@@ -40,7 +40,7 @@ from neurodiff.inference.tree import build_tree
 from neurodiff.perception.beta_binomial import by_level, cell_of
 from neurodiff.perception.controls import permute
 
-_HELD_OUT_DRAWS = 512  # a power of two, for which Sobol points are most even
+_HELD_OUT_DRAWS = 256  # a power of two, for which Sobol points are most even
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,14 +173,14 @@ def _score(tree: xr.DataTree, unit: Unit, bound: Bound, modes: Modes) -> None:
     """Add the held-out elpd that goes with the unit of generalisation."""
     nuts = unit.method if isinstance(unit.method, NUTS) else None
     if unit.by is not None:
-        tree["loso"] = leave_one_group_out(bound, 2 * _HELD_OUT_DRAWS, unit.seed)
+        tree["loso"] = leave_one_group_out(bound, 4 * _HELD_OUT_DRAWS, unit.seed)
     elif bound.unit_dim == "block":
         fold = alternating(len(bound.unit_names))
         elpd, k_hat = kfold(bound, modes, fold, _HELD_OUT_DRAWS, unit.seed, nuts)
         tree["kfold"] = xr.Dataset({"elpd": ("block", elpd), "k_hat": ("block", k_hat)})
     elif "loo" in tree.children:
         loo = tree["loo"].to_dataset()
-        tree["loo"] = refit(bound, modes, loo, _HELD_OUT_DRAWS, unit.seed, nuts)
+        tree["loo"] = refit(bound, modes, loo, 2 * _HELD_OUT_DRAWS, unit.seed, nuts)
 
 
 def _within(data: xr.Dataset, by: str | None) -> str | None:

@@ -4,10 +4,13 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -432,3 +435,30 @@ def test_the_same_through_a_local_cluster(tmp_path):
     with cluster, distributed.Client(cluster) as client:
         table = study(**run, out=tmp_path / "a", executor=client.get_executor())
     pd.testing.assert_frame_equal(table, study(**run, out=tmp_path / "b"))
+
+
+def test_workers_end_with_a_main_process_that_is_killed(tmp_path):
+    script = tmp_path / "main.py"
+    script.write_text(
+        "import os, signal\n"
+        "from neurodiff.inference.pool import workers\n"
+        "if __name__ == '__main__':\n"
+        "    with workers(2) as executor:\n"
+        "        print(executor.submit(os.getpid).result(), flush=True)\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    out = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
+    worker = int(out.stdout)
+
+    def alive():
+        try:
+            os.kill(worker, 0)
+        except ProcessLookupError:
+            return False
+        stat = Path(f"/proc/{worker}/stat")  # one that ended and was not waited for is a zombie
+        return not (stat.exists() and stat.read_text().rpartition(")")[2].split()[0] == "Z")
+
+    deadline = time.monotonic() + 10
+    while alive() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not alive()
