@@ -85,21 +85,21 @@ def recording(long):
     cold, _ = clock(lambda: find_modes(joint, start))
     note("recording: mode from a cold start", cold, floor)
     draws, _ = clock(lambda: importance_draws(joint, modes, 1000, torch.Generator().manual_seed(0)))
-    note("recording: 1500 proposals weighed", draws, floor)
+    note("recording: 1000 proposals weighed", draws, floor)
     note("recording: Laplace fit, 500 draws", cold + draws, floor, "0.3 s")
     fold = torch.as_tensor(alternating(len(bound.unit_names)))
     folds = joint.with_mask((fold[None] != torch.arange(5)[:, None]).to(joint.mask))
     inverse = (modes.factor @ modes.factor.mT).expand(5, -1, -1)
     warm, _ = clock(lambda: find_modes(folds, modes.u.expand(5, -1), inverse))
     note("recording: modes of five folds from the full fit", warm, floor, "0.3 s")
-    held, _ = clock(lambda: kfold(bound, modes, alternating(len(bound.unit_names)), 512, 0), 2)
+    held, _ = clock(lambda: kfold(bound, modes, alternating(len(bound.unit_names)), 256, 0), 2)
     note("recording: held-out scores of five folds", held, floor)
     draws = 1000 if long else 50
     began = time.process_time()
     run_chain(joint, modes, NUTS(draws=draws, warmup=200 if long else 100), 0)
     seconds = (time.process_time() - began) * 4 * 1200 / (draws + (200 if long else 100))
     kind = "" if long else f", extrapolated from {draws}"
-    note(f"recording: NUTS, 4 chains of 1000{kind}", seconds, floor, "60 s")
+    note(f"recording: NUTS, 4 chains of 1000 in turn{kind}", seconds, floor, "60 s")
 
 
 def people():
