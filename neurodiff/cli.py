@@ -5,6 +5,7 @@ that cannot be used; 130, Ctrl-C. Libraries load inside the commands, so that he
 """
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -51,6 +52,9 @@ def main(tokens: Sequence[str] | None = None) -> int:
         return _complain("stopped; fits that are done are kept: go on with --resume", 130)
     except Unfinished as error:
         return _complain(str(error), 1)
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, OSError) as error:
         return _complain(str(error), 2)
 
