@@ -19,6 +19,7 @@ from neurodiff.inference.optimise import Minimum, minimise
 from neurodiff.inference.posterior import Posterior
 
 _TOLERANCE = 1e-5  # nats that another Newton step would win
+_ROUNDS = 4  # of polishing, at most
 
 
 @dataclass(frozen=True)
@@ -73,10 +74,14 @@ def find_modes(
         return -posterior.log_prob(u)
 
     found = minimise(negative, start, inverse, tolerance=1e-2)
-    hessian = posterior.hessian(found.u)
-    factor, definite = _factor(hessian)
-    # from here the exact Hessian is at hand: a few more steps bring the decrement to rounding
-    found = minimise(negative, found.u, factor @ factor.mT, tolerance=_TOLERANCE * 1e-1, steps=30)
+    for again in range(_ROUNDS):
+        # with the exact Hessian at hand a few more steps bring the decrement to rounding, unless
+        # they lead to where it is another
+        factor, definite = _factor(posterior.hessian(found.u))
+        inverse, tolerance = factor @ factor.mT, _TOLERANCE * 1e-1
+        found = minimise(negative, found.u, inverse, tolerance=tolerance, steps=30)
+        if bool((found.decrement < _TOLERANCE).all()) and (again or bool(definite.all())):
+            break
     return _modes(found, factor, definite)
 
 

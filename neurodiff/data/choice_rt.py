@@ -1,0 +1,66 @@
+r"""Choices and reaction times as one number a trial, the way that first passage gives them.
+
+.. math:: \text{signed rt} = \begin{cases} +\text{rt} & \text{choice 1} \\
+          -\text{rt} & \text{choice 0} \\ \infty & \text{no answer by the deadline} \end{cases}
+
+``strength`` is signed: positive where choice 1 is right. Data that hold ``correct`` and an unsigned
+strength are read in accuracy coding: choice 1 is the right answer, and strengths are positive.
+Where a trial has a time and no choice (a coin was tossed at strength 0) the time alone counts:
+``choice_known`` is 0.
+"""
+
+import numpy as np
+import xarray as xr
+
+from neurodiff.data.schema import DataError, check, require
+
+#: what a signed strength may be called, the first that is there
+STRENGTHS = ("strength", "coherence", "contrast")
+
+
+def choice_rt(
+    data: xr.Dataset, strength: str | None = None, deadline: float | None = None
+) -> xr.Dataset:
+    """Add ``signed_rt``, ``choice_known`` and ``strength``.
+
+    Args:
+        data: One study with ``rt`` in seconds and ``choice`` or ``correct``.
+        strength: Variable that holds the strength of the stimulus; by default ``strength``,
+            ``coherence`` or ``contrast``.
+        deadline: Seconds after which no answer counts: later and missing times become "no answer",
+            which is data. Without a deadline a missing time says nothing.
+
+    Raises:
+        DataError: If a variable is missing, times look like milliseconds or are not positive.
+
+    >>> data = xr.Dataset({"rt": ("trial", [0.5, 0.7]), "choice": ("trial", [1.0, 0.0]),
+    ...                    "coherence": ("trial", [0.1, -0.1])})
+    >>> choice_rt(data)["signed_rt"].values
+    array([ 0.5, -0.7])
+    """
+    data = check(data)
+    require(data, ["rt"])
+    if strength is None:
+        strength = next((name for name in STRENGTHS if name in data), "strength")
+    require(data, [strength])
+    size, rt = data[strength].astype(float), data["rt"].values.astype(float)
+    if (bad := rt <= 0).any():
+        raise DataError(f"rt: {rt[bad][0]:g} at trial {int(bad.argmax())} (from 0); wanted above 0")
+    if "choice" in data and bool((size < 0).any()):
+        upper = data["choice"].values.astype(float)
+    elif "correct" in data:
+        size, upper = abs(size), data["correct"].values.astype(float)
+        if "choice" in data:  # where nothing is right, a choice says nothing in this coding
+            upper = np.where(size == 0, np.nan, upper)
+    else:
+        require(data, ["choice"])
+        upper = data["choice"].values.astype(float)
+    known = np.isfinite(upper)
+    signed = np.where(known & (upper == 0), -rt, rt)
+    if deadline is not None:
+        signed = np.where(np.isnan(rt) | (rt > deadline), np.inf, signed)
+    new = {"strength": size.values + 0.0, "signed_rt": signed, "choice_known": known.astype(float)}
+    units = {"strength": data[strength].attrs.get("units", "1"), "signed_rt": "s"}
+    return data.assign(
+        {name: ("trial", values, {"units": units.get(name, "1")}) for name, values in new.items()}
+    )
