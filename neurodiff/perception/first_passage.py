@@ -195,7 +195,7 @@ def density(
     0.83
     """
     _check_time(time)
-    b, slope = _bound(bound, time)
+    b, slope = bound_of(bound, time)
     path = drift(time) if callable(drift) and not isinstance(drift, Path) else drift
     x0 = torch.as_tensor(start, dtype=time.dtype, device=time.device)
     _check(b, slope, x0, path)
@@ -248,7 +248,7 @@ def error(
     return (fine - density(drift, wide, time[1::2], start)).abs()
 
 
-def _bound(bound: Bound, time: Tensor) -> tuple[Tensor, Tensor]:
+def bound_of(bound: Bound, time: Tensor) -> tuple[Tensor, Tensor]:
     """B and b′ at each time."""
     if callable(bound) and not isinstance(bound, Tensor):
         b, slope = bound(time)
@@ -296,3 +296,12 @@ def _check(b: Tensor, slope: Tensor, x0: Tensor, drift: object) -> None:
             f"the start {at[0][outside].flatten()[0]:g} is not between the bounds "
             f"±{at[1][outside].flatten()[0]:g}"
         )
+
+
+def __getattr__(name: str) -> object:
+    # it is one thing with first passage to those who use it, and rests on it
+    if name == "effective_weighting":
+        from neurodiff.perception.effective import effective_weighting
+
+        return effective_weighting
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
