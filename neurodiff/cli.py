@@ -97,6 +97,8 @@ def fit(
     choices: int | None = None,
     guess: float | None = None,
     front_end: Names = None,
+    bound: Names = None,
+    deadline: float | None = None,
     observers: Literal["human", "network", "all"] = "human",
     by: str | None = None,
     method: Literal["laplace", "svi", "nuts"] = "laplace",
@@ -110,13 +112,16 @@ def fit(
 
     Args:
         data: A data set's name, name/part, a file, or a quoted pattern of files ('sessions/*.nc').
-        model: The kind of stopping: threshold or limited.
+        model: The kind of stopping: threshold, limited, or bounded (choices and reaction times).
         weighting: Named weightings, each with its free-scale rival; without --weighting and --law,
             a default set of both.
         law: Stopping laws to learn.
         choices: Number of alternatives, which fixes the guess rate at 1/N.
         guess: The guess rate itself. Without either, and unless the data say, it has a prior.
         front_end: none, power-filter, internal-noise; several make several comparisons.
+        bound: Of the bounded kind: constant, exponential, linear, weibull, spline, or with another
+            drift leak+weibull, urgency+weibull, power+weibull, variable+weibull.
+        deadline: Seconds after which there is no answer, which is data; a missing time is one.
         observers: Whom to fit where a data set holds people and networks.
         by: A coordinate (subject) whose values get hierarchical parameters; predictions are then
             scored on values left out.
@@ -134,8 +139,13 @@ def fit(
 
     with _status("reading"):
         parts, unread = gather(data, choices, observers)
+        parts = _timed(parts, deadline) if model == "bounded" else parts
+    if model != "bounded" and (bound or deadline):
+        raise ValueError("--bound and --deadline are of --model bounded")
+    if model == "bounded" and law:
+        raise ValueError("the bounded kind has bounds in place of laws: --bound NAME")
     task = common_task([task_of(part, model, choices, guess) for part in parts])
-    rows = plan(task, front_end or ("none",), weighting, law)
+    rows = plan(task, front_end or ("none",), weighting, bound or law)
     how = {"laplace": None, "svi": SVI(), "nuts": NUTS()}[method]
     options = {"method": how, "by": by, "seed": seed, "device": device, "resume": resume}
     out = out or _next_run()
@@ -157,6 +167,7 @@ def recover(
     choices: int | None = None,
     guess: float | None = None,
     front_end: str = "none",
+    bound: Names = None,
     sets: int = 300,
     seed: int = 0,
     out: Path | None = None,
@@ -167,12 +178,13 @@ def recover(
 
     Args:
         data: A data set's name, name/part or a file; its responses are not used, only its design.
-        model: The kind of stopping: threshold or limited.
+        model: The kind of stopping: threshold, limited or bounded.
         weighting: Named weightings.
         law: Stopping laws; logistic, if neither is given.
         choices: Number of alternatives, which fixes the guess rate at 1/N.
         guess: The guess rate itself.
         front_end: none or internal-noise.
+        bound: Of the bounded kind, as in fit; weibull, if none is given.
         sets: Data sets simulated for each hypothesis.
         seed: The same seed gives the same result.
         out: A csv file for the table.
@@ -189,11 +201,13 @@ def recover(
         raise ValueError(f"got {1 + len(more)} parts, wanted one design: name one part or file")
     if out is not None and (out.exists() or not out.parent.is_dir()):
         raise ValueError(f"{out} exists, or its folder does not: wanted a new file in a folder")
+    part = _timed([part], None)[0] if model == "bounded" else part
     task = task_of(part, model, choices, guess)
     plain = "; simulated and fitted without spike history" if task.history else ""
     task = replace(task, history=0)  # whose bins are not drawn one by one
-    learned = law if law or weighting else ["logistic"]
-    rows = plan(task, [front_end], weighting or [], learned or [], controls=False)
+    default = ["weibull"] if model == "bounded" else ["logistic"]
+    learned = bound or law or ([] if weighting else default)
+    rows = plan(task, [front_end], weighting or [], learned, controls=False)
     with _status(f"simulating and fitting {sets} data sets for each of {len(rows)} hypotheses"):
         table = recovery_table(rows, task, part, sets, seed)
     print(table.to_string(index=False, float_format="%.3f"))
@@ -275,6 +289,13 @@ def fetch(name: str, /) -> None:
 
     for path in fetch(name):
         print(path)
+
+
+def _timed(parts, deadline: float | None) -> list:  # noqa: ANN001
+    """Parts with choices and reaction times as one number a trial."""
+    from neurodiff.data.choice_rt import choice_rt
+
+    return [choice_rt(part, deadline=deadline) for part in parts]
 
 
 def _next_run() -> Path:

@@ -60,7 +60,8 @@ def choice_rt(
     if deadline is not None:
         signed = np.where(np.isnan(rt) | (rt > deadline), np.inf, signed)
     new = {"strength": size.values + 0.0, "signed_rt": signed, "choice_known": known.astype(float)}
+    limit = {} if deadline is None else {"deadline": deadline}
     units = {"strength": data[strength].attrs.get("units", "1"), "signed_rt": "s"}
     return data.assign(
         {name: ("trial", values, {"units": units.get(name, "1")}) for name, values in new.items()}
-    )
+    ).assign_attrs(limit)

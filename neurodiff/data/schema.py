@@ -27,6 +27,7 @@ STIMULUS = {
     "power": ("1", "power of the stimulus"),
     "coherence": ("1", "fraction of dots moving together, signed by direction"),
     "contrast": ("1", "contrast"),
+    "strength": ("1", "strength of the stimulus, signed where a choice has a direction"),
 }
 ANSWER = {
     "choice": ("1", "choice, 0 to n_choices - 1; NaN = no answer"),

@@ -40,6 +40,14 @@ def _perturbed(bound: Bound, starts: int, seed: int) -> Tensor:
     return bound.start + 0.5 * noise.to(bound.start)
 
 
+def joint_modes(bound: Bound, method: Laplace | SVI | NUTS, seed: int) -> Modes | None:
+    """The mode to begin with; None for a hierarchy by Laplace, which begins with each group."""
+    if not isinstance(method, Laplace):
+        return modes_of(bound, 4, seed)
+    grouped = isinstance(bound.posterior.parameters, Grouped)
+    return None if grouped else modes_of(bound, method.starts, seed)
+
+
 def modes_of(bound: Bound, starts: int, seed: int) -> Modes:
     """The best mode from several starts; starts whose density is not finite are dropped."""
     best = None
@@ -107,17 +115,25 @@ def fit(
     method = Laplace() if method is None else method
     device = choose_device(device, max(data.sizes.values(), default=0))
     bound = join(model, data, priors, by, device=device)
-    starts = method.starts if isinstance(method, Laplace) else 4
-    modes = modes_of(bound, starts, seed)
+    modes = joint_modes(bound, method, seed)
     u, stats = explore(bound, modes, method, seed, executor)
     wall = time.perf_counter() - began
     return build_tree(bound, data, u, stats, method, seed, device, wall)
 
 
 def explore(
-    bound: Bound, modes: Modes, method: Laplace | SVI | NUTS, seed: int, executor: Executor | None
+    bound: Bound,
+    modes: Modes | None,
+    method: Laplace | SVI | NUTS,
+    seed: int,
+    executor: Executor | None,
 ) -> tuple[Tensor, dict]:
     """Draws (chain, draw, size) by the method, and its statistics."""
+    if modes is None:
+        generator = torch.Generator().manual_seed(seed)
+        draws = method.draws if isinstance(method, Laplace) else 1000
+        u, k_hat = two_stages(bound.posterior, draws, generator)
+        return u[None], {"k_hat": k_hat}
     shape = {
         "gradient": modes.gradient[0].item(),
         "mode_converged": bool(modes.converged[0]),
@@ -125,9 +141,6 @@ def explore(
     }
     if isinstance(method, Laplace):
         generator = torch.Generator().manual_seed(seed)
-        if isinstance(bound.posterior.parameters, Grouped):
-            u, k_hat = two_stages(bound.posterior, method.draws, generator)
-            return u[None], {"k_hat": k_hat}
         found = posterior_draws(bound.posterior, modes, 2 * method.draws, generator)
         shape |= {
             "k_hat": found.k_hat[0].item(),

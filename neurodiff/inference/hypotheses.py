@@ -22,6 +22,7 @@ from torch.distributions import Distribution
 from neurodiff.diffusion import laws
 from neurodiff.diffusion.law import Law
 from neurodiff.diffusion.weighting import SurvivalWeighting, Weighting, canonical, weighting
+from neurodiff.inference.decisions import decision, horizon_of, keys_of
 from neurodiff.inference.priors import nearest
 from neurodiff.perception.beta_binomial import BetaBinomial
 from neurodiff.perception.controls import Constant, NoiseFloor
@@ -44,7 +45,7 @@ LAWS: dict[str, type[Law]] = {
 DEFAULT_LAWS = ("logistic", "normal", "gumbel-max", "gumbel-min", "exponential")
 DEFAULT_NAMED = ("sigmoid", "flow-matching", "edm-monotonic", "deadline", "step")
 FRONT_ENDS = ("none", "power-filter", "internal-noise")
-MODELS = ("threshold", "limited")
+MODELS = ("threshold", "limited", "bounded")
 _STEP = 0.05  # nats over which `step` is smoothed, so that its place has a gradient
 # the law that has a named weighting's shape and a free scale
 _FAMILY = {
@@ -84,13 +85,14 @@ class Task:
     """How the responses of a data set are read.
 
     Attributes:
-        model: ``threshold`` or ``limited``.
-        response: ``count`` or ``correct``.
+        model: ``threshold``, ``limited`` or ``bounded``.
+        response: ``count``, ``correct`` or ``signed_rt``.
         choices: Number of alternatives, if known.
         guess: Guess rate, if known otherwise.
         history: Bins of spike history.
         most: Most spikes that a bin can hold (1), or None.
         width: Width of a bin in seconds.
+        horizon: Seconds up to which reaction times are modelled.
     """
 
     model: str = "threshold"
@@ -100,6 +102,7 @@ class Task:
     history: int = 15
     most: int | None = 1
     width: float = 1e-3
+    horizon: float = 0.0
 
 
 def task_of(
@@ -119,6 +122,8 @@ def task_of(
     """
     if model not in MODELS:
         raise ValueError(f"unknown model {model!r}: {nearest(model, list(MODELS))}")
+    if model == "bounded":
+        return _decision_task(data, choices, guess)
     if "count" in data:
         return _count_task(data, model, choices, guess)
     if "correct" not in data:
@@ -153,14 +158,29 @@ def _count_task(data: xr.Dataset, model: str, choices: int | None, guess: float 
     return Task(model, "count", history=15 if ordered else 0, most=most, width=width)
 
 
+def _decision_task(data: xr.Dataset, choices: int | None, guess: float | None) -> Task:
+    if "signed_rt" not in data:
+        found = ", ".join(str(v) for v in data.variables) or "nothing"
+        raise ValueError(
+            f"the bounded kind needs reaction times (the data hold: {found}): columns 'rt' in "
+            "seconds, 'choice' or 'correct', and 'strength'; then neurodiff.data.choice_rt"
+        )
+    if choices not in (None, 2) or guess is not None:
+        raise ValueError("the bounded kind chooses between two bounds: leave out choices and guess")
+    return Task("bounded", "signed_rt", history=0, most=None, horizon=horizon_of(data))
+
+
 def common_task(tasks: Sequence[Task]) -> Task:
     """One task for all parts: a bin may hold several spikes in all if it does in one.
+
+    Reaction times are modelled up to the longest of all.
 
     Raises:
         ValueError: If the parts differ in anything else.
     """
     most = None if any(task.most is None for task in tasks) else 1
-    alike = {replace(task, most=most) for task in tasks}
+    horizon = max(task.horizon for task in tasks)
+    alike = {replace(task, most=most, horizon=horizon) for task in tasks}
     if len(alike) > 1:
         raise ValueError(
             f"the parts differ in their task, fit them apart: {sorted(map(str, alike))}"
@@ -183,7 +203,7 @@ def plan(
         named: Weightings by name; by default those whose stopping law the threshold kind can use
             (and the ELBO for the limited kind). ``DEFAULT_NAMED`` and ``DEFAULT_LAWS`` both, if
             neither is given.
-        law_names: Laws by name.
+        law_names: Laws by name; of the bounded kind bounds, or drifts and bounds.
         controls: Whether the control rows are added.
 
     Raises:
@@ -193,6 +213,8 @@ def plan(
     >>> [(row.name, row.gauge) for row in rows]
     [('sigmoid/debiased', 'fixed'), ('logistic', 'free')]
     """
+    if task.model == "bounded":
+        return _decision_rows(front_ends, named, law_names, controls)
     both = named is None and law_names is None
     extra = ("elbo",) if task.model == "limited" else ()
     chosen = (*extra, *DEFAULT_NAMED) if both else tuple(named or ())
@@ -214,6 +236,22 @@ def plan(
         if controls:
             rows += [Hypothesis(c, "control", end, "free", c) for c in _controls(task)]
     return rows
+
+
+def _decision_rows(
+    front_ends: Sequence[str],
+    named: Sequence[str] | None,
+    keys: Sequence[str] | None,
+    controls: bool,
+) -> list[Hypothesis]:
+    if tuple(front_ends) != ("none",) or named:
+        raise ValueError(
+            "the bounded kind has bounds in place of weightings and no front end: choose among its "
+            "hypotheses with --bound"
+        )
+    rows = [Hypothesis(f"{key} bound", "law", "none", "free", key) for key in keys_of(keys)]
+    last = Hypothesis("no stimulus", "control", "none", "free", "no stimulus")
+    return [*rows, last] if controls else rows
 
 
 def _controls(task: Task) -> list[str]:
@@ -238,7 +276,10 @@ def build(hypothesis: Hypothesis, task: Task, data: xr.Dataset) -> nn.Module:
     >>> build(row, Task(), xr.Dataset()).weighting
     SurvivalWeighting(...)
     """
-    key, end = hypothesis.key, _front_end(hypothesis.front_end, task)
+    key = hypothesis.key
+    if task.model == "bounded":
+        return decision(key, task.horizon)
+    end = _front_end(hypothesis.front_end, task)
     if key in ("constant", "history only"):
         return Constant(_observer(task, history=key == "history only"))
     if key == "noise floor":

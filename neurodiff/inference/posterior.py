@@ -224,7 +224,9 @@ class Posterior:
         by_unit = flat.new_empty(len(flat), self.mask.shape[1])
         quick = self._single if self._fits_single else self
         (y, counts), in_dims = quick._answers, self._in_dims[:2]
-        for part in torch.arange(len(flat)).split(max(1, _CACHE // self.response.shape[-1])):
+        # a model may say that its largest temporary is not of the trials
+        each = max(self.response.shape[-1], getattr(self.model, "cells", 0))
+        for part in torch.arange(len(flat)).split(max(1, _CACHE // each)):
             problem = ... if self._shared else part.to(u.device) // u.shape[1]
             rows = vmap(quick.rows, in_dims)(flat[part], y[problem])
             rows = rows if self._each_once else rows * counts[problem]

@@ -27,7 +27,7 @@ from torch.func import functional_call
 import neurodiff
 from neurodiff.data.schema import data_hash
 from neurodiff.inference.curves import contraction
-from neurodiff.inference.fit import choose_device, explore, modes_of
+from neurodiff.inference.fit import choose_device, explore, joint_modes
 from neurodiff.inference.heldout import alternating, by_trial, kfold, refit
 from neurodiff.inference.hypotheses import Hypothesis, Task, build, priors_of
 from neurodiff.inference.join import Bound, join
@@ -134,8 +134,7 @@ def solve(unit: Unit) -> xr.DataTree:
     device = choose_device(unit.device, max(data.sizes.values(), default=0))
     bound = join(model, data, priors_of(model), by=unit.by, device=device)
     began = time.perf_counter()
-    starts = unit.method.starts if isinstance(unit.method, Laplace) else 4
-    modes = modes_of(bound, starts, unit.seed)
+    modes = joint_modes(bound, unit.method, unit.seed)
     u, stats = explore(bound, modes, unit.method, unit.seed, None)
     wall = time.perf_counter() - began
     tree = build_tree(bound, data, u, stats, unit.method, unit.seed, device, wall)
@@ -169,10 +168,10 @@ def solve(unit: Unit) -> xr.DataTree:
     return tree
 
 
-def _score(tree: xr.DataTree, unit: Unit, bound: Bound, modes: Modes) -> None:
+def _score(tree: xr.DataTree, unit: Unit, bound: Bound, modes: Modes | None) -> None:
     """Add the held-out elpd that goes with the unit of generalisation."""
     nuts = unit.method if isinstance(unit.method, NUTS) else None
-    if unit.by is not None:
+    if unit.by is not None or modes is None:
         tree["loso"] = leave_one_group_out(bound, 4 * _HELD_OUT_DRAWS, unit.seed)
     elif bound.unit_dim == "block":
         fold = alternating(len(bound.unit_names))
@@ -204,14 +203,17 @@ def _front_end(bound: Bound, u: Tensor) -> Tensor:
 def _tested(bound: Bound, u: Tensor, data: xr.Dataset, by: str | None) -> xr.Dataset:
     """The logsnr of every trial as the fitted front end has it, at the mean of the draws.
 
-    With it stays what tells trials apart: their block or group, and the width of a bin.
+    Of choices and reaction times the strength. With it stays what tells trials apart: their block
+    or group, and the width of a bin.
     """
-    model = bound.posterior.model
-    if not hasattr(model, "front_end"):
-        logsnr = bound.posterior.trials["logsnr"]
+    model, trials = bound.posterior.model, bound.posterior.trials
+    if hasattr(model, "front_end"):
+        shown, stimulus = "logsnr", _front_end(bound, u.reshape(-1, u.shape[-1]).mean(0))
     else:
-        logsnr = _front_end(bound, u.reshape(-1, u.shape[-1]).mean(0))
-    kept = {"logsnr": (bound.dim, logsnr.cpu().numpy()[bound.rows], {"units": "nats"})}
+        shown = "logsnr" if "logsnr" in trials else "strength"
+        stimulus = trials[shown]
+    units = "nats" if shown == "logsnr" else str(data[shown].attrs.get("units", "1"))
+    kept = {shown: (bound.dim, stimulus.cpu().numpy()[bound.rows], {"units": units})}
     for name in {"block", by} - {None}:
         if name in data.variables and data[name].dims == (bound.dim,):
             kept[name] = (bound.dim, data[name].values, {})

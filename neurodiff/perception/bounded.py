@@ -31,13 +31,14 @@ from torch.func import functional_call
 
 from neurodiff.perception.bounds import Bound
 from neurodiff.perception.choice_time import ChoiceTime
-from neurodiff.perception.drifts import Steady
+from neurodiff.perception.drifts import Power, Steady
 from neurodiff.perception.first_passage import solve, survival, tilt
 from neurodiff.perception.ideal import hermite
 
-_FINE = 8  # points of the table of reaction times in a step of decision time
+_FINE = 4  # points of the table of reaction times in a step of decision time
 _SHARP = 0.7  # of a step: below it a sum over steps no longer is the integral over the jitter
 _LEAST = 1e-140  # density below which it is 0: the second derivative of its log would overflow
+_CONDITIONS = 8  # about as many strengths as experiments have
 _NODES = 5  # of the quadrature over starting points
 
 
@@ -122,6 +123,12 @@ class Bounded(nn.Module):
         """The stimulus variables of the drift, whether choices count, and the times for a check."""
         return (*self.drift.requires, "choice_known", "signed_rt")  # pyright: ignore
 
+    @property
+    def cells(self) -> int:
+        """Numbers in the largest temporary of one evaluation, for chunks of draws that fit."""
+        steady = isinstance(self.drift, Power)
+        return len(self.time) ** 2 * (2 if steady else 4 * _CONDITIONS)
+
     def prepare(self, trials: dict[str, Tensor]) -> dict[str, Tensor]:
         """The condition of each trial: equal stimuli are computed once."""
         if "signed_rt" in trials:
@@ -200,13 +207,16 @@ class Bounded(nn.Module):
         return height * (middle + room * at), weight
 
     def _jittered(self, g: Tensor, values: dict[str, Tensor]) -> Float[Tensor, "condition fine 2"]:
-        """Densities of reaction time at 0, dt/8, …: decision times and the jitter convolved."""
+        """Densities of reaction time at 0, dt/4, …: decision times and the jitter convolved."""
         dt, n = self.time[0], len(self.time)
-        time = dt / _FINE * torch.arange(_FINE * n + 1, device=dt.device)
-        sd = values["jitter"][..., None]  # () or (condition, 1, 1)
-        z = (time[:, None] - self.time - values["delay"][..., None]) / sd
+        # how far a point of the table lies behind a decision, in quarters of a step: few distances
+        place = torch.arange(_FINE * n + 1, device=dt.device)[:, None]
+        behind = place - _FINE * (torch.arange(n, device=dt.device) + 1)
+        every = dt / _FINE * torch.arange(-_FINE * n, _FINE * n + 1, device=dt.device)
+        sd = values["jitter"]  # () or (condition, 1), as the delay
+        z = (every - values["delay"]) / sd
         each = dt * torch.exp(-0.5 * z * z) / (math.sqrt(2 * math.pi) * sd)
-        return each @ g
+        return each[..., behind + _FINE * n] @ g
 
     def _tabulated(self, table: Float[Tensor, "condition fine 2"]) -> Callable[..., Tensor]:
         """Log density by cubics through four points of the table."""

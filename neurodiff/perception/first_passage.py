@@ -3,143 +3,32 @@ r"""First passage of a noisy path through two moving bounds: when, and through w
 .. math:: dX = (v(t) - \ell X)\,dt + dB, \quad X_0 = x_0, \qquad
     T = \inf\{t : |X_t| \ge b(t)\}
 
-With :math:`S_\pm = \pm b` and q the Gaussian transition density of the free path, from y at u to S
-at t over a distance d in variance V, the densities :math:`g_\pm` of passage solve two Volterra
-equations whose kernel vanishes on the diagonal,
-
-.. math:: g_\pm(t) = \mp 2\,\Psi_\pm(t \mid x_0, 0)
-    \pm 2 \sum_{j = \pm} \int_0^t g_j(u)\, \Psi_\pm(t \mid S_j(u), u)\,du, \qquad
-    \Psi_\pm = \tfrac12\, q\,\Big[S_\pm' + \ell S_\pm - v - \frac{d}{V}\Big]
-
-On a uniform grid that is one unit-lower-triangular solve, for all conditions, subjects and draws
-at once. The kernel between points of one bound grows as the root of their distance, so the
-trapezoid's weights next to the diagonal are corrected for it: the error falls as dt^4.5. Cost is
-linear in conditions and quadratic in time steps.
+The densities :math:`g_\pm(t)` of passage through the two bounds solve two integral equations
+(:mod:`~neurodiff.perception.volterra`), on a uniform grid one triangular solve for all conditions,
+subjects and draws at once. Cost is linear in conditions and quadratic in time steps; the error
+falls as dt^4.5. A constant drift is only a tilt of the driftless densities, so that conditions
+which differ in nothing else share one solve.
 
 What others get wrong: noise here has unit variance per second and bounds are half-heights ±b, so a
 "boundary separation" of 2 b; time is in seconds; RT survival is not a weighting (see
 :mod:`~neurodiff.perception.effective`).
 
 References:
-    Buonocore, Nobile & Ricciardi 1987, "A new integral equation for the evaluation of
-    first-passage-time probability densities". Smith 2000, "Stochastic dynamic models of response
-    time and accuracy". Di Nardo et al. 2001, for Gauss-Markov paths. Navot 1961, for the weights.
+    Smith 2000, "Stochastic dynamic models of response time and accuracy", for the equations;
+    Girsanov 1960 for the tilt.
 """
 
-import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-# corrections of the weights one, two and three steps from the diagonal, where the integrand is
-# sqrt(t - u) (c0 + c1 (t - u) + c2 (t - u)²): sum_j w_j j^(k + 1/2) = -zeta(-k - 1/2), k = 0, 1, 2
-_NEAR = (0.5556872058185559, -0.3628878637917415, 0.0954937101330398)
-_TINY = 1e-12
-
-
-class Path(NamedTuple):
-    """The free path: where noise would leave it, and the drift that moves it.
-
-    Attributes:
-        mean: m(t) from 0 at time 0, with m' = v - leak·m.
-        slope: v(t), the drift that does not depend on the position.
-        leak: ℓ per second; None for none.
-    """
-
-    mean: Float[Tensor, "*condition time"]
-    slope: Float[Tensor, "*condition time"]
-    leak: Float[Tensor, "*condition"] | None = None
-
+from neurodiff.perception.volterra import Path as Path
+from neurodiff.perception.volterra import solve as solve
 
 Drift = float | Tensor | Path | Callable[[Tensor], Path]
 Bound = float | Tensor | Callable[[Tensor], tuple[Tensor, Tensor]]
-
-
-def solve(
-    bound: Float[Tensor, "*condition time"],
-    slope: Float[Tensor, "*condition time"],
-    time: Float[Tensor, " time"],
-    start: Float[Tensor, "*condition node"],
-    path: Path | None = None,
-) -> Float[Tensor, "*condition node time 2"]:
-    """Passage densities from several starting points, unchecked: inference calls this under vmap.
-
-    Args:
-        bound: Half-height b at each time. Where it is not above 0 the density is 0.
-        slope: Its derivative.
-        time: dt, 2 dt, …
-        start: Starting points, within the bounds.
-        path: Drift and leak; a driftless path if None.
-    """
-    n, dt = len(time), time[0]
-    sign = bound.new_tensor([1.0, -1.0])
-    is_open = (bound > _TINY).to(bound).cumprod(-1)[..., None]
-    b = torch.where(is_open > 0, bound[..., None], 1.0)
-    height, rise = sign * b, sign * slope[..., None]  # (…, time, 2)
-    if path is not None:
-        rise = rise - path.slope[..., None]
-    leak = None if path is None or path.leak is None else path.leak[..., None, None]
-    if leak is not None:
-        rise = rise + leak * height
-    free = height if path is None else height - path.mean[..., None]
-
-    # from the start: (…, node, time, 2)
-    decay, variance = _spread(time, None if leak is None else leak[..., 0])
-    distance = free[..., None, :, :] - start[..., None, None] * decay[..., None, :, None]
-    first = _flux(distance, variance[..., None, :, None], rise[..., None, :, :])
-    first = -2 * sign * first * is_open[..., None, :, :]
-
-    # from bound j at u to bound i at t: (…, time, 2, time, 2)
-    lag = time[:, None] - time[None, :]
-    below = lag > 0.5 * dt
-    # the lag is made harmless before it meets an exponential, or gradients are NaN
-    decay, variance = _spread(torch.where(below, lag, 1.0), leak)
-    decay, variance = decay[..., :, None, :, None], variance[..., :, None, :, None]
-    distance = free[..., :, :, None, None] - decay * free[..., None, None, :, :]
-    kernel = _flux(distance, variance, rise[..., :, :, None, None])
-    weight = 2 * sign[:, None, None] * _weights(n, below, dt)
-    shut = is_open[..., :, None, None] * is_open[..., None, None, :, :]
-    matrix = (kernel * weight * shut).flatten(-2).flatten(-3, -2)
-    eye = torch.eye(2 * n, dtype=bound.dtype, device=bound.device)
-    rhs = first.flatten(-2).mT
-    found = torch.linalg.solve_triangular(eye - matrix, rhs, upper=False, unitriangular=True)
-    return found.mT.unflatten(-1, (n, 2))
-
-
-def _flux(distance: Tensor, variance: Tensor, rise: Tensor) -> Tensor:
-    """Ψ."""
-    z = distance / variance
-    q = torch.exp(-0.5 * distance * z) / torch.sqrt(2 * math.pi * variance)
-    return 0.5 * q * (rise - z)
-
-
-def _spread(lag: Tensor, leak: Tensor | None) -> tuple[Tensor, Tensor]:
-    """How much of a position is left after a lag, and the variance that noise has given it."""
-    if leak is None:
-        return torch.ones_like(lag), lag
-    x = 2 * leak * lag
-    safe = torch.where(x.abs() < 1e-6, 1.0, x)
-    return (-0.5 * x).exp(), lag * torch.where(
-        x.abs() < 1e-6, 1 - 0.5 * x, -torch.expm1(-safe) / safe
-    )
-
-
-def _weights(n: int, below: Tensor, dt: Tensor) -> Float[Tensor, "time 2 time 2"]:
-    """Weights of the quadrature over u, from a bound to itself corrected near the diagonal."""
-    whole = below.to(dt)
-    near = sum(
-        (
-            w * torch.diag(dt.new_ones(max(0, n - j)), -j)[:n, :n]
-            for j, w in enumerate(_NEAR, 1)
-            if j < n
-        ),
-        torch.zeros_like(whole),
-    )
-    same = torch.eye(2, dtype=whole.dtype, device=whole.device)
-    return dt * (whole[:, None, :, None] + near[:, None, :, None] * same[:, None, :])
 
 
 def tilt(
