@@ -124,13 +124,18 @@ def predicted_and_observed(
         place = ends[levels[i]]
         pieces.append((np.array([place - half, place + half]), numbers.iloc[[i, i]]))
     for x, part in pieces:
-        for low, high, alpha in _BANDS:
-            ax.fill_between(x, part[low], part[high], color=BLUE, alpha=alpha, lw=0)
-        ax.plot(x, part["median"], color=BLUE)
+        banded(ax, x, part, BLUE)
     ax.plot([], [], color=BLUE, label="predicted, 50 and 90 %")
     error = [numbers["observed"] - numbers["low"], numbers["high"] - numbers["observed"]]
     ax.errorbar(numbers["logsnr"].replace(ends), numbers["observed"], error, fmt="o", ms=2.2,
                 color="black", lw=0.8, label=f"observed, {interval}")  # fmt: skip
+
+
+def banded(ax: Axes, x: np.ndarray, numbers: pd.DataFrame, colour: str) -> None:
+    """Central 50 % and 90 %, and the median."""
+    for low, high, alpha in _BANDS:
+        ax.fill_between(x, numbers[low], numbers[high], color=colour, alpha=alpha, lw=0)
+    ax.plot(x, numbers["median"], color=colour)
 
 
 def label_response(

@@ -17,7 +17,7 @@ from matplotlib import rcParams, style
 from matplotlib.axes import Axes
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from neurodiff import panels, summary
+from neurodiff import panels, summary, timing
 from neurodiff.panels import BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY
 
 STYLE = Path(__file__).with_name("neurodiff.mplstyle")
@@ -113,6 +113,87 @@ def response(fit: xr.DataTree, data: xr.Dataset, ax: Axes | None = None) -> Axes
     panels.label_response(ax, fit, numbers, ends, counts)
     ax.set_ylabel(unit)
     return _done(ax, numbers)
+
+
+@style.context(STYLE)
+def choices(fit: xr.DataTree, ax: Axes | None = None) -> Axes:
+    """The psychometric function of choices that come with reaction times, over what was predicted.
+
+    Raises:
+        ValueError: If the fit is not of choices and reaction times.
+    """
+    ax = _axes(ax, 2.3)
+    numbers = timing.choices(fit)
+    panels.banded(ax, np.asarray(numbers["strength"]), numbers, BLUE)
+    error = [numbers["observed"] - numbers["low"], numbers["high"] - numbers["observed"]]
+    label = "observed, 90 % interval"
+    ax.errorbar(numbers["strength"], numbers["observed"], error, fmt="o", ms=2.2, color="black",
+                lw=0.8, label=label)  # fmt: skip
+    ax.plot([], [], color=BLUE, label="predicted, 50 and 90 %")
+    ax.set(ylim=(-0.02, 1.02), xlabel="strength, signed", ylabel="proportion of upper choices")
+    panels.legend_above(ax, 2)
+    return _done(ax, numbers)
+
+
+@style.context(STYLE)
+def times(fit: xr.DataTree, ax: Axes | None = None) -> Axes:
+    """Reaction times: 10, 50 and 90 % quantiles of right answers, the median of wrong ones.
+
+    Raises:
+        ValueError: If the fit is not of choices and reaction times.
+    """
+    ax = _axes(ax, 2.5)
+    numbers = timing.times(fit)
+    sizes = np.unique(numbers["strength"])
+    place = {c: i for i, c in enumerate(sizes)}  # strengths are often octaves, and 0
+    for (answer, _), part in numbers.groupby(["answer", "quantile"]):  # pyright: ignore
+        right = answer == "right"
+        x = part["strength"].map(place.get) + (0.0 if right else 0.12)
+        colour, face = (BLUE, "black") if right else (RED, "white")
+        panels.banded(ax, np.asarray(x), part, colour)
+        ax.plot(
+            x, part["observed"], "o" if right else "s", ms=2.6, color="black", mfc=face, mew=0.7
+        )
+    for colour, marker, face, what in (
+        (BLUE, "o", "black", "right: 10, 50, 90 % quantiles"),
+        (RED, "s", "white", "wrong: median"),
+    ):
+        ax.plot([], [], marker, color="black", ms=2.6, mfc=face, mew=0.7, label=what)
+        ax.plot([], [], color=colour, label="predicted, 50 and 90 %")
+    ax.set_xticks(range(len(sizes)), [f"{c:g}" for c in sizes])
+    ax.set(xlabel="strength", ylabel="reaction time (s)", ylim=(0, None))
+    panels.legend_above(ax, 2)
+    return _done(ax, numbers)
+
+
+@style.context(STYLE)
+def effective(fit: xr.DataTree, known: bool = True, ax: Axes | None = None) -> Axes:
+    """The effective weighting at each strength (lines) and the survival of decisions (dashed).
+
+    Where stopping did not depend on the evidence each pair would be one curve.
+
+    Args:
+        fit: A fit of the bounded kind, by ``neurodiff fit``.
+        known: Whether the belief knows the strength, or has the experiment's mixture.
+        ax: Where to draw; by default a new figure one column wide.
+
+    Raises:
+        ValueError: If the fit has no such curves.
+    """
+    ax = _axes(ax, 2.6)
+    curve = timing.stopping(fit, "effective" if known else "effective_mixed")
+    left = timing.stopping(fit, "survival")
+    sizes = np.unique(curve["strength"])
+    shades = plt.get_cmap("viridis")(np.linspace(0.0, 0.85, len(sizes)))
+    for c, colour in zip(sizes, shades, strict=True):
+        one, rest = curve[curve["strength"] == c], left[left["strength"] == c]
+        ax.fill_between(one["logsnr"], one["q05"], one["q95"], color=colour, alpha=0.25, lw=0)
+        ax.plot(one["logsnr"], one["median"], color=colour, label=f"{c:g}")
+        ax.plot(rest["logsnr"], rest["median"], color=colour, ls=(0, (4, 2)), lw=0.8)
+    ax.set(ylim=(-0.03, 1.06), xlabel=panels.LOGSNR, ylabel="effective weighting")
+    ax.plot([], [], color="black", ls=(0, (4, 2)), lw=0.8, label="P(T > t)")
+    panels.legend_above(ax, min(len(sizes) + 1, 4))
+    return _done(ax, pd.concat([curve, left], ignore_index=True))
 
 
 @style.context(STYLE)

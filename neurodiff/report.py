@@ -30,6 +30,13 @@ _CAPTIONS = {
     "weightings at κ = 1, each shifted to meet it at half-height. Beneath: where along log SNR the "
     "data speak; the curve is grey where they do not.",
     "stopping": "Posterior of the stopping density −w′(λ), with its central 50 % and 90 %.",
+    "choices": "Proportion of upper choices at each strength, over the central 50 % and 90 % of "
+    "what the fit predicts for as many trials.",
+    "times": "Quantiles of reaction time at each strength, over the central 50 % and 90 % of what "
+    "the fit predicts for as many trials.",
+    "effective": "The effective weighting of a bounded observer at each strength, median and "
+    "central 90 %, over the survival of decision times (dashed): where stopping did not depend on "
+    "the evidence, each pair would be one curve.",
     "response": "Responses at each log SNR, over the central 50 % and 90 % of what the fit "
     "predicts for the same trials.",
 }
@@ -137,7 +144,12 @@ def _figures_of(folder: Path, fit: xr.DataTree, informed: xr.DataTree | None) ->
     if "weighting" in fit["posterior"].dataset:
         drawn.append(_figure(folder, "weighting", where, title, plot.weighting, fit))
         drawn.append(_figure(folder, "stopping", where, title, plot.stopping_density, fit))
-    if "constant_data" in fit.children:
+    if "signed_rt" in fit["observed_data"].dataset:
+        drawn.append(_figure(folder, "choices", where, title, plot.choices, fit))
+        drawn.append(_figure(folder, "times", where, title, plot.times, fit))
+        if "stopping" in fit.children and len(fit["stopping"].dataset):
+            drawn.append(_figure(folder, "effective", where, title, plot.effective, fit))
+    elif "constant_data" in fit.children:
         tested = fit["constant_data"].to_dataset()
         trials = tested.merge(fit["observed_data"].to_dataset()).assign_attrs(tested.attrs)
         drawn.append(_figure(folder, "response", where, title, plot.response, fit, trials))

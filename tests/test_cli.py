@@ -231,3 +231,58 @@ def test_ctrl_c_stops_the_workers_and_leaves_nothing_half_written(here, request)
     assert {p.suffix for p in Path("run/fits").iterdir()} == {".nc"}
     assert not Path("run/comparison.csv").exists()
     assert main([*tokens, "--resume"]) == 0
+
+
+def decisions(n=240):
+    """A crude race to a bound: strong evidence is right and fast."""
+    rng = np.random.default_rng(0)
+    strength = rng.choice([-0.3, -0.1, 0.1, 0.3], n)
+    upper = rng.random(n) < 1 / (1 + np.exp(-12 * strength))
+    rt = 0.3 + rng.gamma(4, 0.1 - 0.15 * (np.abs(strength) - 0.1), n)
+    choice = np.where(upper, "right", "left")
+    return pd.DataFrame({"strength": strength, "choice": choice, "rt": rt.round(3)})
+
+
+def test_choices_and_times_from_a_file_of_ones_own(here, capsys):
+    decisions().to_csv("rt.csv", index=False)
+    tokens = ["fit", "rt.csv", "--model", "bounded", "--bound", "exponential", "--out", "run"]
+    assert main(tokens) == 0
+    out = capsys.readouterr().out
+    assert "exponential bound" in out
+    assert "no stimulus" in out
+    assert "lapse is learned, prior Beta(1, 30)" in out
+    assert "+ LogNormal(" in out
+    table = pd.read_csv("run/comparison.csv")
+    assert table.loc[table["hypothesis"] == "exponential bound", "verdict"].item() == "best"
+    assert main(["report", "run"]) == 0
+    names = {path.stem.split("-")[0] for path in Path("run/figures").glob("*.png")}
+    assert names == {"comparison", "choices", "times", "effective"}
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        ({"rt": 512.0}, [], "looks like milliseconds; wanted seconds: divide by 1000"),
+        ({}, ["--bound", "weibul"], "did you mean 'weibull'"),
+        ({}, ["--law", "logistic"], "bounds in place of laws: --bound NAME"),
+        ({}, ["--weighting", "sigmoid"], "bounds in place of weightings"),
+        ({}, ["--guess", "0.5"], "leave out choices and guess"),
+        ({"choice": "maybe"}, [], "choice: 'maybe'"),
+    ],
+)
+def test_bad_choices_and_times(here, capsys, change, options, message):
+    decisions(60).assign(**change).to_csv("rt.csv", index=False)
+    assert main(["fit", "rt.csv", "--model", "bounded", *options, "--out", "run"]) == 2
+    assert message in capsys.readouterr().err
+    assert not Path("run").exists()
+
+
+def test_a_deadline_and_missing_times(here, capsys):
+    frame = decisions()
+    frame.loc[frame["rt"] > 0.9, "rt"] = np.nan
+    frame.to_csv("rt.csv", index=False)
+    tokens = ["--model", "bounded", "--bound", "constant", "--deadline", "0.9", "--out", "run"]
+    assert main(["fit", "rt.csv", *tokens]) == 0
+    tokens = ["fit", "trials.csv", "--model", "threshold", "--choices", "2", "--deadline", "1"]
+    assert main(tokens) == 2
+    assert "--bound and --deadline are of --model bounded" in capsys.readouterr().err

@@ -19,6 +19,7 @@ BELONGS = {
     "plot": "plot",
     "panels": "plot",
     "summary": "plot",
+    "timing": "plot",
     "page": "report",
     "report": "report",
     "cli": "cli",

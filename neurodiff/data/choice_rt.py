@@ -40,6 +40,8 @@ def choice_rt(
     """
     data = check(data)
     require(data, ["rt"])
+    if "choice" not in data and "correct" not in data and "response" in data:  # as HSSM has it
+        data = check(data.assign(choice=(data["response"] > 0).where(data["response"].notnull())))
     if strength is None:
         strength = next((name for name in STRENGTHS if name in data), "strength")
     require(data, [strength])

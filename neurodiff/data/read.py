@@ -5,7 +5,8 @@ r"""A file of one's own → a checked data set.
 Tables (.csv, .tsv, the trials of .nwb, the vectors of .mat) have one row a trial, or one row a time
 bin where there are columns ``time`` and ``count`` and none called ``trial``. Column names are read
 in lower case, and some are translated: ``response_time`` (BIDS) is ``rt``, ``participant_id`` is
-``subject``, and ``snr_db`` or ``db`` becomes ``logsnr`` in nats. A missing answer is an empty cell,
+``subject``, and ``snr_db`` or ``db`` becomes ``logsnr`` in nats. Choices -1 and 1, or left and
+right, lower and upper, down and up, no and yes, become 0 and 1. A missing answer is an empty cell,
 ``n/a`` or NaN. Without a column ``subject`` the name is taken from ``sub-<name>`` in the file's
 name. A .nc file is a data set already and is only checked.
 """
@@ -24,6 +25,8 @@ _RENAME = {"response_time": "rt", "participant_id": "subject"}
 _DECIBEL = ("snr_db", "db")
 _NUMBERS = {*STIMULUS, *ANSWER, *_DECIBEL}
 _WORDS = {"true": 1.0, "false": 0.0, "": np.nan}
+#: two choices by other codes: the first of each pair is 0
+_PAIRS = (("-1", "1"), ("left", "right"), ("lower", "upper"), ("down", "up"), ("no", "yes"))
 
 
 def read(path: str | Path, n_choices: int | None = None) -> xr.Dataset:
@@ -123,6 +126,8 @@ def _table(frame: pd.DataFrame, path: Path) -> xr.Dataset:
 
 def _column(values: np.ndarray, name: str) -> np.ndarray:
     """Numbers where a column holds them, also as text or truth values; else text."""
+    if name == "choice":
+        values = _coded(values)
     if values.dtype.kind in "biuf" and name != "subject":
         return values.astype(float) if name in ANSWER or values.dtype.kind == "b" else values
     text = np.array(["" if pd.isna(cell) else f"{cell}".strip() for cell in values])
@@ -132,6 +137,16 @@ def _column(values: np.ndarray, name: str) -> np.ndarray:
         return np.array([_WORDS.get(cell.lower(), cell) for cell in text], dtype=float)
     except ValueError:
         return text  # check says where
+
+
+def _coded(values: np.ndarray) -> np.ndarray:
+    """Choices as 0 and 1 where they are coded -1 and 1, or by a pair of words."""
+    text = pd.Series(values).astype(str).str.strip().str.lower().str.removesuffix(".0")
+    there = set(text) - {"", "nan", "none"}
+    for pair in _PAIRS:
+        if there and there <= set(pair) and pair[0] in there:
+            return text.map({pair[0]: 0.0, pair[1]: 1.0}).to_numpy(float)
+    return values
 
 
 def _netcdf(path: Path) -> tuple[xr.Dataset, None]:

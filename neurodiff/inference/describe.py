@@ -53,11 +53,11 @@ def _parameters(tree: xr.DataTree) -> list[str]:
         whole = f"population.{name}" if f"population.{name}" in posterior else name
         draws = posterior[whole]
         if set(draws.dims) != {"chain", "draw"}:
-            lines.append(f"  {whole:36}{'(array)':26}prior {prior}")
+            lines.append(f"  {whole:35} {'(array)':25} prior {prior}")
             continue
         low, middle, high = np.quantile(np.asarray(draws), [0.05, 0.5, 0.95])
         interval = f"{middle:.3g} [{low:.3g}, {high:.3g}]"
-        lines.append(f"  {whole:36}{interval:26}prior {prior}")
+        lines.append(f"  {whole:35} {interval:25} prior {prior}")
     return lines
 
 
@@ -65,7 +65,7 @@ def _defaults(tree: xr.DataTree) -> list[str]:
     priors, fixed = json.loads(tree.attrs["priors"]), json.loads(tree.attrs["fixed"])
     lines = ["defaults: median [central 90 % interval] of the posterior"]
     for what in ("guess", "ceiling", "lapse"):
-        name = f"observer.{what}"
+        name = f"observer.{what}" if f"observer.{what}" in {**priors, **fixed} else what
         if name in priors:
             lines.append(f"  {what} is learned, prior {priors[name]}")
         elif name in fixed:

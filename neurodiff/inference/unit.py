@@ -35,9 +35,11 @@ from neurodiff.inference.laplace import Laplace, Modes
 from neurodiff.inference.loso import leave_one_group_out
 from neurodiff.inference.nuts import NUTS
 from neurodiff.inference.posterior import on_one_thread
+from neurodiff.inference.stopping_curves import stopping_curves
 from neurodiff.inference.svi import SVI
 from neurodiff.inference.tree import build_tree
 from neurodiff.perception.beta_binomial import by_level, cell_of
+from neurodiff.perception.bounded import Bounded
 from neurodiff.perception.controls import permute
 
 _HELD_OUT_DRAWS = 256  # a power of two, for which Sobol points are most even
@@ -97,6 +99,10 @@ def told(prior: Distribution) -> str:
     """
     if isinstance(prior, Independent):
         return told(prior.base_dist)
+    if type(prior).__name__ == "TransformedDistribution":
+        _, above = prior.transforms  # pyright: ignore  # exp, and what it is added to
+        inner = told(prior.base_dist)  # pyright: ignore
+        return f"{float(above.loc):.3g} + Log{inner}"
     if isinstance(prior, Beta):  # whose constraints name its parameters the other way round
         names = ["concentration1", "concentration0"]
     else:
@@ -147,6 +153,8 @@ def solve(unit: Unit) -> xr.DataTree:
     if unit.hypothesis.key == "free link":
         flat = u.reshape(-1, u.shape[-1])
         tree["information"] = contraction(bound, flat[:: max(1, len(flat) // 500)], unit.seed)
+    if isinstance(model, Bounded) and unit.by is None:
+        tree["stopping"] = stopping_curves(bound, u.reshape(-1, u.shape[-1]))
     if "constant_data" not in tree.children:
         tree["constant_data"] = _tested(bound, u, data, unit.by)
     h, counts = unit.hypothesis, data.get("count")
@@ -214,7 +222,7 @@ def _tested(bound: Bound, u: Tensor, data: xr.Dataset, by: str | None) -> xr.Dat
         stimulus = trials[shown]
     units = "nats" if shown == "logsnr" else str(data[shown].attrs.get("units", "1"))
     kept = {shown: (bound.dim, stimulus.cpu().numpy()[bound.rows], {"units": units})}
-    for name in {"block", by} - {None}:
+    for name in {"block", "choice_known", by} - {None}:
         if name in data.variables and data[name].dims == (bound.dim,):
             kept[name] = (bound.dim, data[name].values, {})
     attrs = {k: v for k, v in data.attrs.items() if k == "bin_width"}
