@@ -1,4 +1,4 @@
-"""Two committed tables out of ``.results/``: ``peers.csv`` and ``peers_per_trial.csv.gz``.
+"""The committed tables, out of ``.results/``.
 
 ``peers.csv``: held-out mean log density a trial (choice and reaction time, 1/s) and its standard
 error, the number of parameters, processor seconds a fit (median of the folds), folds that failed
@@ -53,3 +53,9 @@ with (HERE / "peers.csv").open("w", newline="") as file:
     csv.writer(file).writerows([HEADER.split(","), *rows])
 frames.round(5).to_csv(HERE / "peers_per_trial.csv.gz", compression={"method": "gzip", "mtime": 0})
 print(pd.DataFrame(rows, columns=HEADER.split(",")).to_string(index=False))
+
+kept = ["mean", "sd", "ess_bulk", "ess_tail", "r_hat", "cpu_seconds", "elpd_loo_per_trial"]
+drawn = {path.name[5:-4]: pd.read_csv(path, index_col=0) for path in RESULTS.glob("nuts.*.csv")}
+if drawn:
+    table = pd.concat(drawn, names=["model.monkey", "parameter"])
+    table[[column for column in kept if column in table]].round(4).to_csv(HERE / "nuts.csv")

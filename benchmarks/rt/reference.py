@@ -89,13 +89,17 @@ def fits(tool):
         else:
             density = {"PyDDM": by_pyddm, "HDDM": by_hddm, "HSSM": by_hssm}[tool]
             scipys = json.loads((RESULTS / "reference.scipy.json").read_text())["fits"]
-            at = [scipys[len(out)][key] for key in MODELS[name]]
+            if tool == "PyDDM" and lapse == 0:
+                continue
+            case = {"monkey": monkey, "model": name, "lapse": lapse}
+            scipy_fit = next(fit for fit in scipys if fit | case == fit)
+            at = [scipy_fit[key] for key in MODELS[name]]
 
             def loss(x, density=density, frame=frame, lapse=lapse):
                 value = -density(frame, *x, lapse=lapse).sum()
                 return value if np.isfinite(value) else 1e9
 
-            ends = {"xatol": 1e-5, "fatol": 1e-4, "maxfev": 400}
+            ends = {"xatol": 1e-5, "fatol": 1e-4, "maxfev": 150 if tool == "PyDDM" else 400}
             off = np.array(at) * [1.03, 1.03, 0.97, 1.03, 1.03][: len(at)]
             end = minimize(loss, off, method="Nelder-Mead", options=ends)
             found = dict(zip(MODELS[name], map(float, end.x), strict=True))
@@ -113,9 +117,11 @@ CONVENTIONS = {
     "lapse": "share of lapses, whose density is 0.25 1/s at each choice (uniform over 2 s)",
     "trials": "response times from 0.1 to 1.65 s; densities are not renormalised to that window",
     "scipy": "as the units",
-    "PyDDM": "bound B = height, starting_position = start (ratio), nondecision = delay, noise 1",
+    "PyDDM": "bound B = height, starting_position = start (ratio), nondecision = delay, noise 1; "
+    "between steps of 1 ms by lines; with lapses only, since without them that is too coarse",
     "HDDM": "wfpt: a = 2 height (the full separation), z = (1 + start)/2, t = delay, noise 1",
-    "HSSM": "a = height (half the separation), z = (1 + start)/2, t = delay, noise 1",
+    "HSSM": "a = height (half the separation), z = (1 + start)/2, t = delay, noise 1; log density "
+    "-66.1 before t, so that its maximum without lapses may pass over the fastest trials",
 }
 
 
