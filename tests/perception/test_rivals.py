@@ -272,5 +272,5 @@ def test_a_fit_recovers_the_gain(name):
     columns = {"coherence": y[1], "rt": np.abs(y[0]), "choice": (y[0] > 0) * 1.0}
     data = choice_rt(xr.Dataset({k: ("trial", v) for k, v in columns.items()}))
     fit = nd.fit(ALL[name](), data, nd.Laplace(draws=200, starts=1), seed=0)
-    gain = fit["posterior"]["drift.gain"].values
+    gain = np.asarray(fit["posterior"]["drift.gain"])
     assert abs(gain.mean() - 8.0) < 4 * gain.std()
