@@ -38,6 +38,7 @@ def stopping_curves(bound: Bound, u: Float[Tensor, "draw size"]) -> xr.Dataset:
     model, pooled = bound.posterior.model, bound.pooled
     if not isinstance(model.drift, Power) or model.drift.spread is not None:
         return xr.Dataset()
+    time: Tensor = model.time  # pyright: ignore[reportAssignmentType]
     shown = bound.posterior.trials["strength"].abs()
     strength, count = np.unique(shown[shown > 0].cpu().numpy(), return_counts=True)
     prior, c = (torch.as_tensor(x).to(u) for x in (count / count.sum(), strength))
@@ -53,13 +54,12 @@ def stopping_curves(bound: Bound, u: Float[Tensor, "draw size"]) -> xr.Dataset:
                 return functional_call(model.bound, own, (t,))  # pyright: ignore
 
             start = float(values["start"] * values["bound.height"]) if "start" in values else 0.0
-            time = model.time
-            g = [density(s * v, height, time, start) for s in (1.0, -1.0)]  # pyright: ignore
+            g = [density(s * v, height, time, start) for s in (1.0, -1.0)]
             found["survival"].append(0.5 * (survival(g[0], time) + survival(g[1], time)))
             found["drift"].append(v)
             for name, mixture in (("effective", None), ("effective_mixed", prior)):
-                found[name].append(effective_weighting(v, height, time, start, mixture))  # pyright: ignore
+                found[name].append(effective_weighting(v, height, time, start, mixture))
     dims = ("curve_draw", "strength", "time")
     arrays = {k: (dims[: x[0].dim() + 1], torch.stack(x).cpu().numpy()) for k, x in found.items()}
-    coords = {"strength": strength, "time": ("time", model.time.cpu().numpy(), {"units": "s"})}
+    coords = {"strength": strength, "time": ("time", time.cpu().numpy(), {"units": "s"})}
     return xr.Dataset(arrays, coords)

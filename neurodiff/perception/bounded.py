@@ -9,40 +9,28 @@ not a weighting; what the stopping does to the evidence is
 :func:`~neurodiff.perception.first_passage.effective_weighting`.
 """
 
-import math
-from collections.abc import Callable
 from typing import ClassVar
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.distributions import (
-    AffineTransform,
-    Beta,
-    ExpTransform,
-    LogNormal,
-    Normal,
-    TransformedDistribution,
-    Uniform,
-    constraints,
-)
+from torch.distributions import Uniform, constraints
+from torch.distributions.constraints import Constraint
 from torch.func import functional_call
 
 from neurodiff.perception.bounds import Bound
-from neurodiff.perception.choice_time import ChoiceTime
 from neurodiff.perception.drifts import Power, Steady
-from neurodiff.perception.first_passage import solve, survival, tilt
+from neurodiff.perception.first_passage import Path, solve, survival, tilt
 from neurodiff.perception.ideal import hermite
+from neurodiff.perception.reaction import LogDensity, Reaction, cubic, part
 
-_FINE = 4  # points of the table of reaction times in a step of decision time
-_SHARP = 0.7  # of a step: below it a sum over steps no longer is the integral over the jitter
 _LEAST = 1e-140  # density below which it is 0: the second derivative of its log would overflow
 _CONDITIONS = 8  # about as many strengths as experiments have
 _NODES = 5  # of the quadrature over starting points
 
 
-class Bounded(nn.Module):
+class Bounded(Reaction):
     r"""Choice and reaction time of a bounded accumulator.
 
     Args:
@@ -71,17 +59,12 @@ class Bounded(nn.Module):
     tensor([True])
     """
 
-    time: Tensor
-    jitter: nn.Parameter | None
+    bound: Bound
     start: nn.Parameter | None
     start_spread: nn.Parameter | None
-    response = "signed_rt"
-    constraints: ClassVar = {
-        "delay": constraints.positive,
-        "jitter": constraints.positive,
+    constraints: ClassVar[dict[str, Constraint]] = Reaction.constraints | {
         "start": constraints.interval(-1.0, 1.0),
         "start_spread": constraints.unit_interval,
-        "lapse": constraints.unit_interval,
     }
 
     def __init__(
@@ -97,31 +80,10 @@ class Bounded(nn.Module):
         start_spread: float | None = None,
         lapse: float = 0.01,
     ) -> None:
-        super().__init__()
-        self.drift, self.bound, self.horizon = drift, bound, float(horizon)
-        count = torch.arange(1, steps + 1, dtype=torch.float64)
-        self.register_buffer("time", horizon / steps * count)
-        self.delay = nn.Parameter(torch.tensor(float(delay)))
-        own = {"jitter": jitter, "start": start, "start_spread": start_spread}
-        for name, value in own.items():
-            given = None if value is None else nn.Parameter(torch.tensor(float(value)))
-            self.register_parameter(name, given)
-        self.lapse = nn.Parameter(torch.tensor(float(lapse)))
-        above = [ExpTransform(), AffineTransform(_SHARP * horizon / steps, 1.0)]
-        self.priors = {
-            "delay": LogNormal(math.log(0.3), 0.5),
-            "jitter": TransformedDistribution(Normal(math.log(0.04), 0.7), above),
-            "start": Uniform(-1.0, 1.0),
-            "start_spread": Uniform(0.0, 1.0),
-            "lapse": Beta(1.0, 30.0),
-        }
-        # a parameter with more dimensions than these has one value a trial
-        self._dims = {name: p.dim() for name, p in self.named_parameters()}
-
-    @property
-    def requires(self) -> tuple[str, ...]:
-        """The stimulus variables of the drift, whether choices count, and the times for a check."""
-        return (*self.drift.requires, "choice_known", "signed_rt")  # pyright: ignore
+        own = {"start": start, "start_spread": start_spread}
+        parts = {"drift": drift, "bound": bound}
+        super().__init__(parts, horizon, steps, delay, jitter, lapse, **own)
+        self.priors |= {"start": Uniform(-1.0, 1.0), "start_spread": Uniform(0.0, 1.0)}
 
     @property
     def cells(self) -> int:
@@ -129,71 +91,29 @@ class Bounded(nn.Module):
         steady = isinstance(self.drift, Power)
         return len(self.time) ** 2 * (2 if steady else 4 * _CONDITIONS)
 
-    def prepare(self, trials: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The condition of each trial: equal stimuli are computed once."""
-        if "signed_rt" in trials:
-            _check_horizon(trials["signed_rt"].abs(), self.horizon)
-        columns = torch.stack([trials[name] for name in self.drift.requires])  # pyright: ignore
-        return {"condition": torch.unique(columns, dim=1, return_inverse=True)[1]}
-
-    def forward(self, trials: dict[str, Tensor]) -> ChoiceTime:
-        """The distribution of signed reaction times."""
-        condition, first = self._conditions(trials)
-        values = self._values(first)
-        stimulus = {n: trials[n][first][:, None] for n in self.drift.requires}  # pyright: ignore
-        g = self._decisions(values, stimulus)
-        shape = (len(first),)
-        lapse, delay = (values[n].reshape(-1).expand(shape) for n in ("lapse", "delay"))
-        known = trials["choice_known"]
-        if self.jitter is None:
-            log_density = self._shifted(g, values, delay)
-            missed = self._later(g, delay)
-        else:
-            table = self._jittered(g.expand(*shape, *g.shape[-2:]), values)
-            log_density = self._tabulated(table)
-            fine = self.time[0] / _FINE
-            missed = 1 - fine * (table.sum((-1, -2)) - 0.5 * table[:, -1].sum(-1))
-        return ChoiceTime(log_density, missed, condition, lapse, self.horizon, known)
-
-    def _conditions(self, trials: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """The condition of each trial, groups apart, and the first trial of each condition."""
-        own = trials if "condition" in trials else self.prepare(trials)
-        key = own["condition"]
-        if "group" in trials:
-            key = key * (trials["group"].max() + 1) + trials["group"]
-        _, index = torch.unique(key, return_inverse=True)
-        n = int(index.max()) + 1
-        trial = torch.arange(len(index), device=index.device)
-        first = torch.full((n,), len(index), device=index.device)
-        return index, first.scatter_reduce(0, index, trial, "amin")
-
-    def _values(self, first: Tensor) -> dict[str, Tensor]:
-        """Parameters: as they are, or of each condition, (condition, 1, …)."""
-        return {
-            name: p[first][:, None] if p.dim() > self._dims[name] else p
-            for name, p in self.named_parameters()
-        }
-
     def _decisions(
         self, values: dict[str, Tensor], stimulus: dict[str, Tensor]
     ) -> Float[Tensor, "condition time 2"]:
         """Densities of decision time and choice."""
-        b, slope = functional_call(self.bound, _of("bound.", values), (self.time,))
-        moved = functional_call(self.drift, _of("drift.", values), (stimulus, self.time))
+        b, slope = functional_call(self.bound, part("bound.", values), (self.time,))
+        moved = functional_call(self.drift, part("drift.", values), (stimulus, self.time))
         x, weight = self._starts(values)
-        if isinstance(moved, Steady):
-            v = moved.slope[:, None]
-            eta = None if moved.spread is None else moved.spread[:, None]
-            log = tilt(b[..., None, :], self.time, x, v, eta)
-            still = _floored(solve(b, slope, self.time, x))
-            there = still > _LEAST
-            each = torch.where(there, (torch.where(there, still, 1.0).log() + log).exp(), 0.0)
-        else:
+        return (self._passages(b, slope, moved, x) * weight[:, None, None]).sum(-3)
+
+    def _passages(
+        self, b: Tensor, slope: Tensor, moved: Steady | Path, x: Tensor
+    ) -> Float[Tensor, "condition node time 2"]:
+        """Densities of passage from each starting point."""
+        if isinstance(moved, Path):
             n = len(moved.slope)
             b, slope = (y.expand(n, -1) for y in (b, slope))
-            each = solve(b, slope, self.time, x.expand(n, -1), moved)
-            each = _floored(each)
-        return (each * weight[:, None, None]).sum(-3)
+            return _floored(solve(b, slope, self.time, x.expand(n, -1), moved))
+        v = moved.slope[:, None]
+        eta = None if moved.spread is None else moved.spread[:, None]
+        log = tilt(b[..., None, :], self.time, x, v, eta)
+        still = _floored(solve(b, slope, self.time, x))
+        there = still > _LEAST
+        return torch.where(there, (torch.where(there, still, 1.0).log() + log).exp(), 0.0)
 
     def _starts(self, values: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Starting points, ([condition,] node), and their weights."""
@@ -206,31 +126,16 @@ class Bounded(nn.Module):
         at, weight = (torch.as_tensor(y).to(self.time) for y in (at, 0.5 * weight))
         return height * (middle + room * at), weight
 
-    def _jittered(self, g: Tensor, values: dict[str, Tensor]) -> Float[Tensor, "condition fine 2"]:
-        """Densities of reaction time at 0, dt/4, …: decision times and the jitter convolved."""
-        dt, n = self.time[0], len(self.time)
-        # how far a point of the table lies behind a decision, in quarters of a step: few distances
-        place = torch.arange(_FINE * n + 1, device=dt.device)[:, None]
-        behind = place - _FINE * (torch.arange(n, device=dt.device) + 1)
-        every = dt / _FINE * torch.arange(-_FINE * n, _FINE * n + 1, device=dt.device)
-        sd = values["jitter"]  # () or (condition, 1), as the delay
-        z = (every - values["delay"]) / sd
-        each = dt * torch.exp(-0.5 * z * z) / (math.sqrt(2 * math.pi) * sd)
-        return each[..., behind + _FINE * n] @ g
+    def _reactions(
+        self, g: Float[Tensor, "condition time 2"], values: dict[str, Tensor]
+    ) -> tuple[LogDensity, Tensor]:
+        """Log density of reaction time and choice, and the probability of no answer."""
+        if self.jitter is not None:
+            return super()._reactions(g, values)
+        delay = values["delay"].reshape(-1).expand(len(g))
+        return self._shifted(g, values, delay), self._later(g, delay)
 
-    def _tabulated(self, table: Float[Tensor, "condition fine 2"]) -> Callable[..., Tensor]:
-        """Log density by cubics through four points of the table."""
-        fine, last = self.time[0] / _FINE, table.shape[1] - 1
-
-        def log_density(time: Tensor, side: Tensor, condition: Tensor) -> Tensor:
-            p = _cubic(table, time / fine, side, condition, last)
-            return torch.where(p > 0, torch.where(p > 0, p, 1.0).log(), -torch.inf)
-
-        return log_density
-
-    def _shifted(
-        self, g: Tensor, values: dict[str, Tensor], delay: Tensor
-    ) -> Callable[..., Tensor]:
+    def _shifted(self, g: Tensor, values: dict[str, Tensor], delay: Tensor) -> LogDensity:
         """Log density where the delay is always the same.
 
         The density begins as t^{-3/2} exp(-d²/2t), d the distance to the bound at time 0: divided
@@ -248,7 +153,7 @@ class Bounded(nn.Module):
             left = time - delay[condition]
             decided = left > 1e-3 * dt
             t = torch.where(decided, left, dt)
-            found = _cubic(smooth, t / dt - 1, side, condition, last)
+            found = cubic(smooth, t / dt - 1, side, condition, last)
             found = found - 1.5 * t.log() - 0.5 * d[condition, side].square() / t
             return torch.where(decided, found, -torch.inf)
 
@@ -268,35 +173,3 @@ class Bounded(nn.Module):
 def _floored(g: Tensor) -> Tensor:
     """Densities no smaller than rounding makes them once they have peaked: logs stay smooth."""
     return torch.maximum(g, 1e-13 * g.detach().cummax(-2)[0])
-
-
-def _check_horizon(time: Tensor, horizon: float) -> None:
-    late = (time > horizon) & torch.isfinite(time)
-    if late.any():
-        first = int(late.nonzero()[0])
-        raise ValueError(
-            f"the reaction time of trial {first} (from 0) is {time[first]:g} s, beyond the horizon "
-            f"of {horizon:g} s ({int(late.sum())} of {len(time)} are): give a longer horizon"
-        )
-
-
-def _of(prefix: str, values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The values of one sub-module."""
-    return {k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix)}
-
-
-def _cubic(
-    table: Float[Tensor, "condition cell 2"],
-    at: Tensor,
-    side: Tensor,
-    condition: Tensor,
-    last: int,
-) -> Tensor:
-    """Interpolation by the cubic through the four nearest rows of a condition and side."""
-    cell = at.detach().nan_to_num().floor().clamp(1.0, last - 2.0)
-    s = at - cell
-    place = 2 * ((last + 1) * condition + cell.long()) + side
-    flat = table.reshape(-1)
-    before, here, after, later = (flat[place + 2 * k] for k in (-1, 0, 1, 2))
-    outer = s * (s - 1) / 6 * ((s + 1) * later - (s - 2) * before)
-    return outer + (s + 1) * (s - 2) / 2 * ((s - 1) * here - s * after)

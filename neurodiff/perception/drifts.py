@@ -21,10 +21,11 @@ import math
 from typing import ClassVar, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import LogNormal, Normal, constraints
 
-from neurodiff.perception.first_passage import Path
+from neurodiff.perception.volterra import Path, decayed
 
 _GAIN = LogNormal(math.log(10.0), 1.0)  # per second at strength 1
 
@@ -34,6 +35,32 @@ class Steady(NamedTuple):
 
     slope: Tensor
     spread: Tensor | None
+
+
+def position(
+    moved: Steady | Path, time: Float[Tensor, " time"], start: Float[Tensor, "*#condition node"]
+) -> tuple[Float[Tensor, "*condition node time"], Float[Tensor, "*spread time"]]:
+    r"""Mean and variance of :math:`X_t` where no bound is in the way.
+
+    Args:
+        moved: The drift at these times.
+        time: Seconds.
+        start: :math:`X_0`.
+
+    >>> moved = Power(10.0)({"strength": torch.tensor([[0.1]])}, torch.ones(1))
+    >>> mean, variance = position(moved, torch.tensor([0.5]), torch.zeros(1))
+    >>> mean.detach(), variance
+    (tensor([[[0.5000]]]), tensor([0.5000]))
+    """
+    x = start[..., None]
+    if isinstance(moved, Path):
+        leak = None if moved.leak is None else moved.leak[..., None, None]
+        left, variance = decayed(time, leak)
+        return x * left + moved.mean[..., None, :], variance
+    mean = x + moved.slope[..., None, None] * time
+    if moved.spread is None:
+        return mean, time
+    return mean, time + (moved.spread[..., None, None] * time).square()
 
 
 class Power(nn.Module):

@@ -96,14 +96,14 @@ def _moved(
         rise = rise + leak * height
 
     # from the start: (…, node, time, 2)
-    decay, variance = _spread(time, None if leak is None else leak[..., 0])
+    decay, variance = decayed(time, None if leak is None else leak[..., 0])
     distance = free[..., None, :, :] - start[..., None, None] * decay[..., None, :, None]
     first = _flux(distance, variance[..., None, :, None], rise[..., None, :, :])
     first = -2 * sign * first * open_[..., None, :, :]
 
     # from bound j at u to bound i at t: (…, time, 2, time, 2)
     lag, below = _lags(time)
-    decay, variance = _spread(lag, leak)
+    decay, variance = decayed(lag, leak)
     decay, variance = decay[..., :, None, :, None], variance[..., :, None, :, None]
     distance = free[..., :, :, None, None] - decay * free[..., None, None, :, :]
     kernel = _flux(distance, variance, rise[..., :, :, None, None])
@@ -135,8 +135,12 @@ def _flux(distance: Tensor, variance: Tensor, rise: Tensor) -> Tensor:
     return 0.5 * q * (rise - z)
 
 
-def _spread(lag: Tensor, leak: Tensor | None) -> tuple[Tensor, Tensor]:
-    """How much of a position is left after a lag, and the variance that noise has given it."""
+def decayed(lag: Tensor, leak: Tensor | None) -> tuple[Tensor, Tensor]:
+    """How much of a position is left after a lag, and the variance that noise has given it.
+
+    >>> decayed(torch.tensor(1.0), torch.tensor(0.5))  # exp(-leak), (1 - exp(-2 leak)) / 2 leak
+    (tensor(0.6065), tensor(0.6321))
+    """
     if leak is None:
         return torch.ones_like(lag), lag
     x = 2 * leak * lag

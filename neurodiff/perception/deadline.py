@@ -1,0 +1,151 @@
+r"""A bounded accumulator that may also give up, at a time of its own, and answer by the sign of X.
+
+.. math:: g_\pm(t) = g^b_\pm(t)\, P(D > t) + f_D(t)\, P(\pm X_t > 0,\; T > t), \qquad
+    \log D \sim \text{law}
+
+T is the passage through the bound, with densities g^b, and D a deadline that asks nothing of the
+evidence. What has not yet passed is what would be there without bounds, less what came back from
+them,
+
+.. math:: P(X_t > 0,\; T > t) = P(X_t > 0)
+    - \sum_{j = \pm} \int_0^t g^b_j(u)\, P(X_t > 0 \mid X_u = S_j(u))\, du
+
+The last factor tends to 1 or 0 as u tends to t, with all its derivatives, so what is summed is the
+density times the factor's distance from there.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.distributions import Distribution
+from torch.func import functional_call
+
+from neurodiff.diffusion.law import Law
+from neurodiff.perception.bounded import Bounded
+from neurodiff.perception.bounds import Bound
+from neurodiff.perception.drifts import Steady, position
+from neurodiff.perception.first_passage import survival
+from neurodiff.perception.reaction import part
+from neurodiff.perception.timed import normal_cdf, places
+from neurodiff.perception.volterra import Path, decayed
+
+
+class DeadlineMixture(Bounded):
+    """Stop at a bound, or at a time that does not depend on the evidence, whichever comes first.
+
+    Args:
+        drift: What moves the evidence.
+        bound: Half-height ±b(t).
+        law: Of log D, D in seconds, with the priors of a
+            :class:`~neurodiff.perception.timed.TimeStop`.
+        horizon: Seconds after which no answer is taken.
+        steps: Time steps up to the horizon.
+        jitter: S.d. of the delay over trials.
+        **nuisances: ``delay``, ``start``, ``start_spread`` and ``lapse`` of a
+            :class:`~neurodiff.perception.bounded.Bounded`.
+
+    >>> from neurodiff.diffusion.laws import Normal
+    >>> from neurodiff.perception.bounds import Constant
+    >>> from neurodiff.perception.drifts import Power
+    >>> trials = {"strength": torch.tensor([0.0]), "choice_known": torch.ones(1)}
+    >>> late, soon = (DeadlineMixture(Power(), Constant(), Normal(at, 0.2), 2.0) for at in (1.0, -1.0))
+    >>> soon(trials).log_prob(torch.tensor([0.7])) > late(trials).log_prob(torch.tensor([0.7]))
+    tensor([True])
+    """
+
+    def __init__(
+        self,
+        drift: nn.Module,
+        bound: Bound,
+        law: Law,
+        horizon: float,
+        steps: int = 100,
+        *,
+        jitter: float = 0.05,
+        **nuisances: float | None,
+    ) -> None:
+        super().__init__(drift, bound, horizon, steps, jitter=jitter, **nuisances)  # pyright: ignore
+        self.law = law
+        self._dims = {name: p.dim() for name, p in self.named_parameters()}
+
+    def _decisions(
+        self, values: dict[str, Tensor], stimulus: dict[str, Tensor]
+    ) -> Float[Tensor, "condition time 2"]:
+        """Densities of decision time and choice."""
+        b, slope = functional_call(self.bound, part("bound.", values), (self.time,))
+        moved = functional_call(self.drift, part("drift.", values), (stimulus, self.time))
+        x, weight = self._starts(values)
+        passed = self._passages(b, slope, moved, x)
+        law = functional_call(self.law, part("law.", values), ())
+        # what the law gives to the cell of time about each point, so that its mass is one
+        left = law.survival((self.time + 0.5 * self.time[0]).log())
+        given_up = -torch.cat([torch.ones_like(left[..., :1]), left], -1).diff() / self.time[0]
+        still = law.survival(self.time.log())[..., None, :, None]
+        there = remaining(passed, b, moved, self.time, x)
+        each = passed * still + there * given_up[..., None, :, None]
+        return (each * weight[:, None, None]).sum(-3)
+
+    def centre(self, trials: dict[str, Tensor]) -> dict[str, Distribution]:
+        """Default priors of the law, which is one of log seconds."""
+        return places(self.law)
+
+
+def remaining(
+    passed: Float[Tensor, "condition node time 2"],
+    bound: Float[Tensor, "*#condition time"],
+    moved: Steady | Path,
+    time: Float[Tensor, " time"],
+    start: Float[Tensor, "*#condition node"],
+) -> Float[Tensor, "condition node time 2"]:
+    r"""P(±X_t > 0, T > t): on which side the paths are that have not yet passed a bound.
+
+    Args:
+        passed: Densities of passage.
+        bound: Half-height b.
+        moved: The drift at these times.
+        time: dt, 2 dt, …
+        start: :math:`X_0`.
+
+    >>> from neurodiff.perception.first_passage import density
+    >>> time = torch.linspace(0.02, 1.0, 50)
+    >>> g, still = density(0.0, 1.0, time), Steady(torch.zeros(1), None)
+    >>> there = remaining(g[None, None], torch.ones(50), still, time, torch.zeros(1))
+    >>> torch.allclose(2 * there[0, 0, :, 0], survival(g, time), atol=1e-6)
+    True
+    """
+    mean, variance = position(moved, time, start)
+    z = mean / variance.sqrt()
+    free = normal_cdf(torch.stack([z, -z], -1))
+    sign = bound.new_tensor([1.0, -1.0])
+    # from bound j at u to the other side of 0 at t: (condition, node, t, u, j)
+    mean, variance, later = _onward(sign * bound[..., None], moved, time, start)
+    other = torch.where(later, normal_cdf(-sign * mean / variance.sqrt()), 0.0)
+    crossed = time[0] * (other * passed[..., None, :, :]).sum(-2)
+    each = torch.eye(2, dtype=passed.dtype, device=passed.device)
+    gone = 1 - torch.stack([survival(passed * one, time) for one in each], -1)
+    return (free - gone + crossed - crossed.flip(-1)).clamp_min(0.0)
+
+
+def _onward(
+    at: Float[Tensor, "*#condition time 2"], moved: Steady | Path, time: Tensor, start: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and variance of X_t given X_u = ``at``, at (…, node, t, u, 2), and whether t > u.
+
+    Of a drift that differs over trials, what X_u says about it is used.
+    """
+    lag = (time[:, None] - time)[..., None]  # (t, u, 1)
+    later = lag > 0.5 * time[0]
+    lag = torch.where(later, lag, 1.0)
+    at = at[..., None, None, :, :]  # (…, 1, 1, u, 2)
+    if isinstance(moved, Path):
+        leak = None if moved.leak is None else moved.leak[..., None, None, None, None]
+        left, variance = decayed(lag, leak)
+        now, then = moved.mean[..., None, :, None, None], moved.mean[..., None, None, :, None]
+        return now + left * (at - then), variance, later
+    v, x = moved.slope[..., None, None, None, None], start[..., None, None, None]
+    if moved.spread is None:
+        return at + v * lag, lag, later
+    eta2 = moved.spread[..., None, None, None, None].square()
+    known = 1 + eta2 * time[:, None]
+    v = (v + eta2 * (at - x)) / known
+    return at + v * lag, lag + eta2 * lag * lag / known, later

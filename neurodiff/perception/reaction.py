@@ -1,0 +1,213 @@
+r"""From decision times to reaction times: what every model of choice and time has in common.
+
+.. math:: \text{rt} = T + \tau, \quad \tau \sim N(\text{delay}, \text{jitter}^2), \qquad
+    p_\pm(t) = \int g_\pm(u)\, N(t - u;\, \text{delay}, \text{jitter}^2)\,du
+
+A model says with which density :math:`g_\pm` it decides, at dt, 2 dt, … up to the horizon and
+for each distinct stimulus; the delay, its jitter, lapses and the horizon are here, so that rivals
+differ in how they decide and in nothing else.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.distributions import (
+    AffineTransform,
+    Beta,
+    Distribution,
+    ExpTransform,
+    LogNormal,
+    Normal,
+    TransformedDistribution,
+    constraints,
+)
+from torch.distributions.constraints import Constraint
+
+from neurodiff.perception.choice_time import ChoiceTime
+
+_FINE = 4  # points of the table of reaction times in a step of decision time
+_SHARP = 0.7  # of a step: below it a sum over steps no longer is the integral over the jitter
+
+LogDensity = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class Reaction(nn.Module, ABC):
+    """Choice and reaction time, given the densities with which a model decides.
+
+    Args:
+        parts: Sub-modules by name; ``drift`` moves the evidence, from what it ``requires``.
+        horizon: Seconds after which no answer is taken: the deadline, or the longest time there is.
+        steps: Time steps up to the horizon.
+        delay: Mean of the time not spent deciding, seconds: LogNormal(log 0.3, 0.5).
+        jitter: Its s.d. over trials, at least 0.7 steps.
+        lapse: Share of trials that guess, at a time uniform up to the horizon: Beta(1, 30).
+        own: Parameters of the model itself by name; None for those that it does without.
+    """
+
+    time: Tensor
+    drift: nn.Module
+    jitter: nn.Parameter | None
+    response = "signed_rt"
+    constraints: ClassVar[dict[str, Constraint]] = {
+        "delay": constraints.positive,
+        "jitter": constraints.positive,
+        "lapse": constraints.unit_interval,
+    }
+
+    def __init__(
+        self,
+        parts: dict[str, nn.Module],
+        horizon: float,
+        steps: int,
+        delay: float,
+        jitter: float | None,
+        lapse: float,
+        **own: float | None,
+    ) -> None:
+        super().__init__()
+        self.horizon = float(horizon)
+        count = torch.arange(1, steps + 1, dtype=torch.float64)
+        self.register_buffer("time", horizon / steps * count)
+        for name, value in {"delay": delay, "jitter": jitter, **own, "lapse": lapse}.items():
+            given = None if value is None else nn.Parameter(torch.tensor(float(value)))
+            self.register_parameter(name, given)
+        for name, module in parts.items():
+            self.add_module(name, module)
+        # a parameter with more dimensions than these has one value a trial
+        self._dims = {name: p.dim() for name, p in self.named_parameters()}
+        above = [ExpTransform(), AffineTransform(_SHARP * horizon / steps, 1.0)]
+        self.priors: dict[str, Distribution] = {
+            "delay": LogNormal(math.log(0.3), 0.5),
+            "jitter": TransformedDistribution(Normal(math.log(0.04), 0.7), above),
+            "lapse": Beta(1.0, 30.0),
+        }
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        """The stimulus variables of the drift, whether choices count, and the times for a check."""
+        return (*self.drift.requires, "choice_known", "signed_rt")  # pyright: ignore
+
+    def prepare(self, trials: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The condition of each trial: equal stimuli are computed once."""
+        if "signed_rt" in trials:
+            _check_horizon(trials["signed_rt"].abs(), self.horizon)
+        columns = torch.stack([trials[name] for name in self.drift.requires])  # pyright: ignore
+        return {"condition": torch.unique(columns, dim=1, return_inverse=True)[1]}
+
+    def forward(self, trials: dict[str, Tensor]) -> ChoiceTime:
+        """The distribution of signed reaction times."""
+        condition, first = self._conditions(trials)
+        values = self._values(first)
+        stimulus = {n: trials[n][first][:, None] for n in self.drift.requires}  # pyright: ignore
+        g = self._decisions(values, stimulus)
+        log_density, missed = self._reactions(g.expand(len(first), *g.shape[-2:]), values)
+        lapse = values["lapse"].reshape(-1).expand(len(first))
+        known = trials["choice_known"]
+        return ChoiceTime(log_density, missed, condition, lapse, self.horizon, known)
+
+    @abstractmethod
+    def _decisions(
+        self, values: dict[str, Tensor], stimulus: dict[str, Tensor]
+    ) -> Float[Tensor, "condition time 2"]:
+        """Densities of decision time and choice."""
+
+    def _reactions(
+        self, g: Float[Tensor, "condition time 2"], values: dict[str, Tensor]
+    ) -> tuple[LogDensity, Tensor]:
+        """Log density of reaction time and choice, and the probability of no answer."""
+        table = jittered(g, self.time, values["delay"], values["jitter"])
+        fine = self.time[0] / _FINE
+        missed = 1 - fine * (table.sum((-1, -2)) - 0.5 * table[:, -1].sum(-1))
+        return _tabulated(table, fine), missed
+
+    def _conditions(self, trials: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The condition of each trial, groups apart, and the first trial of each condition."""
+        own = trials if "condition" in trials else self.prepare(trials)
+        key = own["condition"]
+        if "group" in trials:
+            key = key * (trials["group"].max() + 1) + trials["group"]
+        _, index = torch.unique(key, return_inverse=True)
+        n = int(index.max()) + 1
+        trial = torch.arange(len(index), device=index.device)
+        first = torch.full((n,), len(index), device=index.device)
+        return index, first.scatter_reduce(0, index, trial, "amin")
+
+    def _values(self, first: Tensor) -> dict[str, Tensor]:
+        """Parameters: as they are, or of each condition, (condition, 1, …)."""
+        return {
+            name: p[first][:, None] if p.dim() > self._dims[name] else p
+            for name, p in self.named_parameters()
+        }
+
+
+def jittered(
+    g: Float[Tensor, "condition time 2"], time: Tensor, delay: Tensor, jitter: Tensor
+) -> Float[Tensor, "condition fine 2"]:
+    """Densities of reaction time at 0, dt/4, …: decision times and the jitter convolved.
+
+    Args:
+        g: Densities of decision time at ``time``.
+        time: dt, 2 dt, …
+        delay: () or (condition, 1).
+        jitter: () or (condition, 1).
+    """
+    dt, n = time[0], len(time)
+    # how far a point of the table lies behind a decision, in quarters of a step: few distances
+    place = torch.arange(_FINE * n + 1, device=dt.device)[:, None]
+    behind = place - _FINE * (torch.arange(n, device=dt.device) + 1)
+    every = dt / _FINE * torch.arange(-_FINE * n, _FINE * n + 1, device=dt.device)
+    z = (every - delay) / jitter
+    each = dt * torch.exp(-0.5 * z * z) / (math.sqrt(2 * math.pi) * jitter)
+    return each[..., behind + _FINE * n] @ g
+
+
+def _tabulated(table: Float[Tensor, "condition fine 2"], fine: Tensor) -> LogDensity:
+    """Log density by cubics through four points of the table."""
+    last = table.shape[1] - 1
+
+    def log_density(time: Tensor, side: Tensor, condition: Tensor) -> Tensor:
+        p = cubic(table, time / fine, side, condition, last)
+        return torch.where(p > 0, torch.where(p > 0, p, 1.0).log(), -torch.inf)
+
+    return log_density
+
+
+def part(prefix: str, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The values of one sub-module.
+
+    >>> part("drift.", {"drift.gain": torch.tensor(1.0), "lapse": torch.tensor(0.1)})
+    {'gain': tensor(1.)}
+    """
+    return {k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix)}
+
+
+def cubic(
+    table: Float[Tensor, "condition cell 2"],
+    at: Tensor,
+    side: Tensor,
+    condition: Tensor,
+    last: int,
+) -> Tensor:
+    """Interpolation by the cubic through the four nearest rows of a condition and side."""
+    cell = at.detach().nan_to_num().floor().clamp(1.0, last - 2.0)
+    s = at - cell
+    place = 2 * ((last + 1) * condition + cell.long()) + side
+    flat = table.reshape(-1)
+    before, here, after, later = (flat[place + 2 * k] for k in (-1, 0, 1, 2))
+    outer = s * (s - 1) / 6 * ((s + 1) * later - (s - 2) * before)
+    return outer + (s + 1) * (s - 2) / 2 * ((s - 1) * here - s * after)
+
+
+def _check_horizon(time: Tensor, horizon: float) -> None:
+    late = (time > horizon) & torch.isfinite(time)
+    if late.any():
+        first = int(late.nonzero()[0])
+        raise ValueError(
+            f"the reaction time of trial {first} (from 0) is {time[first]:g} s, beyond the horizon "
+            f"of {horizon:g} s ({int(late.sum())} of {len(time)} are): give a longer horizon"
+        )
