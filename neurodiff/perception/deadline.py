@@ -48,7 +48,8 @@ class DeadlineMixture(Bounded):
     >>> from neurodiff.perception.bounds import Constant
     >>> from neurodiff.perception.drifts import Power
     >>> trials = {"strength": torch.tensor([0.0]), "choice_known": torch.ones(1)}
-    >>> late, soon = (DeadlineMixture(Power(), Constant(), Normal(at, 0.2), 2.0) for at in (1.0, -1.0))
+    >>> own = Power(), Constant()
+    >>> late, soon = (DeadlineMixture(*own, Normal(at, 0.2), 2.0) for at in (1.0, -1.0))
     >>> soon(trials).log_prob(torch.tensor([0.7])) > late(trials).log_prob(torch.tensor([0.7]))
     tensor([True])
     """

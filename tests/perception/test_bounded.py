@@ -244,3 +244,9 @@ def test_a_fit_from_python():
     assert {"drift.gain", "bound.tau", "jitter"} <= set(fit["posterior"].data_vars)
     assert np.isfinite(fit["loo"]["elpd"].values).all()
     assert np.abs(fit["posterior_predictive"]["signed_rt"].values).min() > 0
+
+
+def test_a_grid_that_is_too_coarse_is_not_rewarded():
+    # over in four steps: as it is solved, the density has three times the mass it should
+    model = Bounded(Power(180.0), bounds.Weibull(7.6, 0.15, 4.4, 0.08), 1.7, 85, lapse=0.0).double()
+    assert whole(model, 0.5) <= 1 + 1e-6
