@@ -77,3 +77,7 @@ class Grouped:
     def take(self, rows: Tensor) -> "Grouped":
         """The parameters of some of the trials."""
         return Grouped(self.sites, self.index[rows], self.groups)
+
+    def select(self, problems: Tensor) -> "Grouped":
+        """The parameters of some of the problems: the same."""
+        return self
