@@ -240,13 +240,7 @@ class Posterior:
                     rows = rows * (counts if counts.dim() == 1 else counts[p][:, None])
                 found = self._by_unit(rows, p).to(by_unit)
                 by_unit[p, d : d + width] = torch.where(torch.isnan(found), -torch.inf, found)
-        return self._draws_log_prior(u), by_unit
-
-    def _draws_log_prior(self, u: Float[Tensor, "batch draw size"]) -> Tensor:
-        log_prior = self.parameters.log_prior
-        if self._apart:
-            return vmap(vmap(log_prior, (0, None)))(u, self.parameters.coefficients)  # pyright: ignore
-        return vmap(log_prior)(u.flatten(0, 1)).reshape(u.shape[:2])
+        return self.parameters.draws_log_prior(u), by_unit
 
     def _by_unit(self, rows: Float[Tensor, "problem draw trial"], problems: Tensor) -> Tensor:
         """Sums over the rows of each unit."""

@@ -33,6 +33,7 @@ from torch.distributions import (
     constraints,
 )
 from torch.distributions.constraints import Constraint
+from torch.func import vmap
 from torch.nn.functional import logsigmoid
 
 LOG_ROOT_TAU = 0.5 * math.log(2 * math.pi)
@@ -243,6 +244,10 @@ class Pooled:
             total = total + sum(self.sites[i].log_prior(parts[i]) for i in self._rest)
         return total
 
+    def draws_log_prior(self, u: Float[Tensor, "batch draw size"]) -> Float[Tensor, "batch draw"]:
+        """Log p(u) at many draws of each problem of a batch."""
+        return vmap(self.log_prior)(u.flatten(0, 1)).reshape(u.shape[:2])
+
     def start(self) -> Float[Tensor, " size"]:
         """The u of the values that the modules hold."""
         return torch.cat([site.unconstrain(site.value) for site in self.sites])
@@ -262,4 +267,8 @@ class Pooled:
 
     def select(self, problems: Tensor) -> "Pooled":
         """The parameters of some of the problems: the same."""
+        return self
+
+    def of_part(self, part: int) -> "Pooled":
+        """The parameters of one part of a batch: the same."""
         return self

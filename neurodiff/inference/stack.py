@@ -12,8 +12,9 @@ import copy
 from collections.abc import Hashable, Sequence
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
+from torch.func import vmap
 
 from neurodiff.inference.posterior import Posterior
 from neurodiff.inference.priors import Pooled
@@ -39,6 +40,14 @@ class Stacked(Pooled):
     def select(self, problems: Tensor) -> "Stacked":
         """The parameters of some of the problems."""
         return Stacked(self.parts, self.owner[problems.cpu()], self._device)
+
+    def of_part(self, part: int) -> Pooled:
+        """The parameters of one part."""
+        return self.parts[part]
+
+    def draws_log_prior(self, u: Float[Tensor, "batch draw size"]) -> Float[Tensor, "batch draw"]:
+        """Log p(u) at many draws of each problem."""
+        return vmap(vmap(self.log_prior, (0, None)))(u, self.coefficients)
 
 
 def alike(one: Posterior) -> Hashable:
