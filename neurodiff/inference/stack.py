@@ -33,13 +33,16 @@ class Stacked(Pooled):
         self, parts: Sequence[Pooled], owner: Int[Tensor, " batch"], device: torch.device | str
     ) -> None:
         super().__init__([site.to(device) for site in parts[0].sites])
-        self.parts, self.owner, self._device = parts, owner, device
+        self.parts, self.owner = parts, owner
         each = zip(*(part.coefficients for part in parts), strict=True)
         self.coefficients = tuple(torch.stack(rows)[owner].to(device) for rows in each)
 
     def select(self, problems: Tensor) -> "Stacked":
         """The parameters of some of the problems."""
-        return Stacked(self.parts, self.owner[problems.cpu()], self._device)
+        few = copy.copy(self)
+        few.owner = self.owner[problems.cpu()]
+        few.coefficients = tuple(row[problems] for row in self.coefficients)
+        return few
 
     def of_part(self, part: int) -> Pooled:
         """The parameters of one part."""
