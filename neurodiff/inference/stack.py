@@ -80,7 +80,7 @@ def stack(parts: Sequence[Posterior], device: torch.device | str = "cpu") -> Pos
         parts: One problem each, :func:`alike`, with pooled parameters, on the CPU.
         device: Where the batch lives.
     """
-    if len(parts) == 1 and torch.device(device).type == "cpu":
+    if len(parts) == 1 and parts[0].mask.device.type == torch.device(device).type:
         return parts[0]
     first, most = parts[0], max(part.unit.shape[-1] for part in parts)
 
