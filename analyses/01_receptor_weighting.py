@@ -26,6 +26,7 @@ from neurodiff.inference.heldout import alternating, kfold
 from neurodiff.inference.hypotheses import Task, plan
 from neurodiff.inference.join import join
 from neurodiff.inference.study import study
+from neurodiff.inference.together import alone
 from neurodiff.perception.frontend import PowerFilter
 
 HERE = Path(__file__).parent
@@ -40,7 +41,7 @@ def signed(data):
     model = nd.Threshold(law, nd.observers.Counts(), PowerFilter(signed=True))
     bound = join(model, data)
     modes = modes_of(bound, 2, 0)
-    return kfold(bound, modes, alternating(len(bound.unit_names)), 250, 0)
+    return alone(kfold(bound, modes, alternating(len(bound.unit_names)), 250, 0))
 
 
 def against_logistic(folder, table):

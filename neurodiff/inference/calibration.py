@@ -24,9 +24,9 @@ from torch.func import functional_call
 
 from neurodiff.inference.draws import posterior_draws
 from neurodiff.inference.hypotheses import Hypothesis, Task, build, priors_of
-from neurodiff.inference.join import distinct
+from neurodiff.inference.join import bind, distinct
 from neurodiff.inference.laplace import find_modes
-from neurodiff.inference.posterior import Posterior, bind, on_one_thread, posterior
+from neurodiff.inference.posterior import Posterior, on_one_thread, posterior
 from neurodiff.inference.priors import Pooled, sites
 
 Draw = Callable[[Posterior, int], Float[Tensor, "batch draw size"]]

@@ -16,35 +16,35 @@ from neurodiff.inference.hmc import many_chains
 from neurodiff.inference.importance import Draws, importance_draws
 from neurodiff.inference.laplace import Modes
 from neurodiff.inference.posterior import Posterior
+from neurodiff.inference.streams import Source, draw, some
 
 _ROWS = 2_000  # of a design for which chains are affordable
 _CHAINS = 100
 _AGREE = 1.1  # nested R-hat up to which chains are believed
 
 
-def posterior_draws(
-    posterior: Posterior, modes: Modes, draws: int, generator: torch.Generator
-) -> Draws:
+def posterior_draws(posterior: Posterior, modes: Modes, draws: int, source: Source) -> Draws:
     """Weighted draws of every problem; those from chains have equal weights and k̂ = -inf.
 
     Args:
         posterior: The problems.
         modes: Their modes.
         draws: Importance draws around each mode.
-        generator: Source of randomness, on the CPU.
+        source: Of randomness, on the CPU.
 
     Returns:
         Draws; k̂ is +inf where chains took over and did not agree.
     """
-    found = importance_draws(posterior, modes, draws, generator)
+    found = importance_draws(posterior, modes, draws, source)
     bad = found.k_hat > 0.7
     if not bool(bad.any()) or posterior.response.shape[-1] > _ROWS:
         return found
     here = bad.to(found.u.device)
     part, centre, factor = posterior.select(here), modes.u[here], modes.factor[here]
-    noise = torch.randn(len(centre), _CHAINS, posterior.size, generator=generator)
+    source = some(source, bad)
+    noise = draw(torch.randn, len(centre), _CHAINS, posterior.size, source=source)
     start = centre[:, None] + 1.5 * noise.to(centre) @ factor.mT
-    chains = many_chains(part, centre, factor, start, generator)
+    chains = many_chains(part, centre, factor, start, source)
     u = chains.u.flatten(1, 2)
     log_w = u.new_full(u.shape[:2], -math.log(u.shape[1]))
     agree = torch.where(chains.r_hat.to(found.k_hat) < _AGREE, -math.inf, math.inf)

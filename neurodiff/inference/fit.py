@@ -18,15 +18,15 @@ import xarray as xr
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from neurodiff.inference.draws import posterior_draws
 from neurodiff.inference.groups import Grouped
 from neurodiff.inference.join import Bound as Bound
 from neurodiff.inference.join import join as join
-from neurodiff.inference.laplace import Laplace, Modes, find_modes
+from neurodiff.inference.laplace import Laplace, Modes, best_modes
 from neurodiff.inference.nuts import NUTS, run_chain
 from neurodiff.inference.posterior import on_one_thread
 from neurodiff.inference.stages import two_stages
 from neurodiff.inference.svi import SVI, run_svi
+from neurodiff.inference.together import Ask, Steps, alone
 from neurodiff.inference.tree import build_tree
 
 _GPU_ROWS = 200_000  # rows x problems above which one batched step gains from a GPU
@@ -40,29 +40,9 @@ def _perturbed(bound: Bound, starts: int, seed: int) -> Tensor:
     return bound.start + 0.5 * noise.to(bound.start)
 
 
-def joint_modes(bound: Bound, method: Laplace | SVI | NUTS, seed: int) -> Modes | None:
-    """The mode to begin with; None for a hierarchy by Laplace, which begins with each group."""
-    if not isinstance(method, Laplace):
-        return modes_of(bound, 4, seed)
-    grouped = isinstance(bound.posterior.parameters, Grouped)
-    return None if grouped else modes_of(bound, method.starts, seed)
-
-
 def modes_of(bound: Bound, starts: int, seed: int) -> Modes:
     """The best mode from several starts; starts whose density is not finite are dropped."""
-    best = None
-    for u in _perturbed(bound, starts, seed):
-        try:
-            found = find_modes(bound.posterior, u[None])
-        except ValueError:  # not finite there: another start may be
-            continue
-        if best is None or found.log_prob[0] > best.log_prob[0]:
-            best = found
-    if best is None:
-        raise ValueError(
-            "the log density is not finite at any starting point: check the data and the priors"
-        )
-    return best
+    return best_modes(bound.posterior, _perturbed(bound, starts, seed)[:, None])
 
 
 def choose_device(device: str, bound_rows: int) -> str:
@@ -115,47 +95,63 @@ def fit(
     method = Laplace() if method is None else method
     device = choose_device(device, max(data.sizes.values(), default=0))
     bound = join(model, data, priors, by, device=device)
-    modes = joint_modes(bound, method, seed)
-    u, stats = explore(bound, modes, method, seed, executor)
+    _, u, stats = alone(fitting(bound, method, seed, executor))
     wall = time.perf_counter() - began
     return build_tree(bound, data, u, stats, method, seed, device, wall)
 
 
-def explore(
-    bound: Bound,
-    modes: Modes | None,
-    method: Laplace | SVI | NUTS,
-    seed: int,
-    executor: Executor | None,
-) -> tuple[Tensor, dict]:
-    """Draws (chain, draw, size) by the method, and its statistics."""
-    if modes is None:
+def fitting(
+    bound: Bound, method: Laplace | SVI | NUTS, seed: int, executor: Executor | None = None
+) -> Steps[tuple[Modes | None, Tensor, dict]]:
+    """The steps of a fit: modes, draws (chain, draw, size) by the method, and its statistics.
+
+    Laplace fits without groups ask, so that those of many parts are answered in one batch; what
+    else there is (hierarchies, SVI, NUTS) explores by itself. A hierarchy by Laplace begins with
+    the modes of its groups, and has no joint one.
+    """
+    if not isinstance(method, Laplace):
+        modes = modes_of(bound, 4, seed)
+        return modes, *explore(bound, modes, method, seed, executor)
+    if isinstance(bound.posterior.parameters, Grouped):
         generator = torch.Generator().manual_seed(seed)
-        draws = method.draws if isinstance(method, Laplace) else 1000
-        u, k_hat = two_stages(bound.posterior, draws, generator)
-        return u[None], {"k_hat": k_hat}
-    shape = {
+        u, k_hat = two_stages(bound.posterior, method.draws, generator)
+        return None, u[None], {"k_hat": k_hat}
+    start = _perturbed(bound, method.starts, seed)[:, None]
+    generator = torch.Generator().manual_seed(seed)
+    joint = bound.posterior
+    modes, found = yield Ask(joint, joint.mask, start, None, 2 * method.draws, generator)
+    stats = _shape(modes) | {
+        "k_hat": found.k_hat[0].item(),
+        # of chains, which took over where k̂ is infinite, weights say nothing
+        "ess": found.ess[0].item() if math.isfinite(found.k_hat[0]) else math.nan,
+        "log_evidence": found.log_evidence[0].item(),
+    }
+    return modes, found.resample(method.draws, generator), stats
+
+
+def _shape(modes: Modes) -> dict:
+    return {
         "gradient": modes.gradient[0].item(),
         "mode_converged": bool(modes.converged[0]),
         "hessian_definite": bool(modes.definite[0]),
     }
-    if isinstance(method, Laplace):
-        generator = torch.Generator().manual_seed(seed)
-        found = posterior_draws(bound.posterior, modes, 2 * method.draws, generator)
-        shape |= {
-            "k_hat": found.k_hat[0].item(),
-            # of chains, which took over where k̂ is infinite, weights say nothing
-            "ess": found.ess[0].item() if math.isfinite(found.k_hat[0]) else math.nan,
-            "log_evidence": found.log_evidence[0].item(),
-        }
-        return found.resample(method.draws, generator), shape
+
+
+def explore(
+    bound: Bound,
+    modes: Modes,
+    method: SVI | NUTS,
+    seed: int,
+    executor: Executor | None,
+) -> tuple[Tensor, dict]:
+    """Draws (chain, draw, size) by SVI or NUTS, and the statistics."""
     if isinstance(method, SVI):
         u, stats = run_svi(bound.posterior, modes, method, seed)
-        return u[None], shape | stats
+        return u[None], _shape(modes) | stats
     mapper = map if executor is None else executor.map
     n = method.chains
     seeds = [seed * n + i for i in range(n)]
     chains = list(mapper(run_chain, [bound.posterior] * n, [modes] * n, [method] * n, seeds))
     u = torch.stack([chain for chain, _ in chains])
     diverging = np.stack([stats["diverging"] for _, stats in chains])
-    return u, shape | {"diverging": diverging}
+    return u, _shape(modes) | {"diverging": diverging}

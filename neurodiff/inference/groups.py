@@ -68,6 +68,10 @@ class Grouped:
         both = spread - 0.5 * (z * z).sum() - (len(z) + len(log_sd)) * LOG_ROOT_TAU
         return self.pooled.log_prior(mean) + both
 
+    def draws_log_prior(self, u: Float[Tensor, "batch draw size"]) -> Float[Tensor, "batch draw"]:
+        """Log p(u) at many draws of each problem of a batch."""
+        return torch.vmap(self.log_prior)(u.flatten(0, 1)).reshape(u.shape[:2])
+
     def start(self) -> Float[Tensor, " size"]:
         """Groups alike, with a spread of a quarter nat."""
         mean = self.pooled.start()
@@ -77,3 +81,7 @@ class Grouped:
     def take(self, rows: Tensor) -> "Grouped":
         """The parameters of some of the trials."""
         return Grouped(self.sites, self.index[rows], self.groups)
+
+    def select(self, problems: Tensor) -> "Grouped":
+        """The parameters of some of the problems: the same."""
+        return self

@@ -19,12 +19,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import functional_call
 
-from neurodiff.inference.draws import posterior_draws
 from neurodiff.inference.fit import explore
 from neurodiff.inference.join import Bound
-from neurodiff.inference.laplace import Modes, find_modes
+from neurodiff.inference.laplace import Modes
 from neurodiff.inference.nuts import NUTS, diagnose
 from neurodiff.inference.psis import leave_one_out, smooth
+from neurodiff.inference.together import Ask, Steps
 
 _REFITS = 64  # rows refitted at most; the rest keep their k̂, which the verdict then names
 
@@ -45,8 +45,8 @@ def kfold(
     draws: int,
     seed: int,
     nuts: NUTS | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Held-out elpd of each unit by K-fold, all folds as one batch.
+) -> Steps[tuple[np.ndarray, np.ndarray]]:
+    """The steps to the held-out elpd of each unit by K-fold, all folds as one batch.
 
     Args:
         bound: Model and data.
@@ -69,7 +69,7 @@ def kfold(
         )
     held = torch.as_tensor(fold)[None] == torch.arange(count)[:, None]
     train = (~held).to(bound.posterior.mask)
-    found, k_hat, evidence = _without(bound, modes, train, draws, seed, nuts)
+    found, k_hat, evidence = yield from _without(bound, modes, train, draws, seed, nuts)
     elpd, own = np.empty(len(fold)), np.empty(len(fold))
     for j, k in enumerate(fold):
         log_w, by_unit = found[k]
@@ -81,15 +81,15 @@ def kfold(
         # few draws explain such a unit: its own evidence, given the fold's training data, instead
         with_it = train[fold[rare]]
         with_it[torch.arange(len(rare)), torch.as_tensor(rare)] = 1.0
-        _, own[rare], more = _without(bound, modes, with_it, draws, seed, None)
+        _, own[rare], more = yield from _without(bound, modes, with_it, draws, seed, None)
         elpd[rare] = more - evidence[fold[rare]]
     return elpd, np.maximum(own, k_hat[fold])
 
 
 def refit(
     bound: Bound, modes: Modes, loo: xr.Dataset, draws: int, seed: int, nuts: NUTS | None = None
-) -> xr.Dataset:
-    """Leave-one-out with the rows of k̂ above 0.7 refitted without one of their trials.
+) -> Steps[xr.Dataset]:
+    """The steps to leave-one-out with the rows of k̂ above 0.7 refitted without one of their trials.
 
     Args:
         bound: Model and data whose trials are exchangeable.
@@ -110,7 +110,7 @@ def refit(
     weight = bound.posterior.weight[rows]
     mask = bound.posterior.mask.expand(len(bad), -1).clone()
     mask[each, rows] = (weight - 1) / weight
-    found, fresh, _ = _without(bound, modes, mask, draws, seed, nuts)
+    found, fresh, _ = yield from _without(bound, modes, mask, draws, seed, nuts)
     elpd, own = loo["elpd"].values.copy(), loo["k_hat"].values.copy()
     for i, row in enumerate(bad):
         here = bound.rows == row
@@ -154,15 +154,14 @@ def _log_mean(log_w: Tensor, log_p: Tensor) -> np.ndarray:
 
 def _without(
     bound: Bound, modes: Modes, mask: Tensor, draws: int, seed: int, nuts: NUTS | None
-) -> tuple[list[tuple[Tensor, Tensor]], np.ndarray, np.ndarray]:
+) -> Steps[tuple[list[tuple[Tensor, Tensor]], np.ndarray, np.ndarray]]:
     """Problems that differ in what they train on: draws, their k̂ and log evidence.
 
     Draws are log weights and log likelihoods (draw, unit).
     """
-    problems = bound.posterior.with_mask(mask)
     inverse = (modes.factor @ modes.factor.mT).expand(len(mask), -1, -1)
-    found = find_modes(problems, modes.u.expand(len(mask), -1), inverse)
-    result = posterior_draws(problems, found, draws, torch.Generator().manual_seed(seed))
+    start, generator = modes.u.expand(1, len(mask), -1), torch.Generator().manual_seed(seed)
+    found, result = yield Ask(bound.posterior, mask, start, inverse, draws, generator)
     weighted = list(zip(result.log_w, result.by_unit, strict=True))
     k_hat, evidence = result.k_hat.cpu().numpy().copy(), result.log_evidence.cpu().numpy()
     for i in np.flatnonzero(k_hat > 0.7) if nuts is not None else ():

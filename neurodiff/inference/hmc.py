@@ -15,10 +15,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from neurodiff.inference.posterior import Posterior
+from neurodiff.inference.streams import Source, draw
 
 _STARTS = 10
 _CLOUD = 400  # Laplace draws behind the first metric
@@ -98,20 +99,21 @@ class _Walk:
         bad = ~(torch.isfinite(log_p) & torch.isfinite(slope).all(-1))
         return log_p.detach().masked_fill(bad, -torch.inf), slope.masked_fill(bad[..., None], 0.0)
 
-    def step(self, epsilon: Tensor, leaps: int, generator: torch.Generator) -> Tensor:
+    def step(self, epsilon: Tensor, leaps: Int[Tensor, " batch"], source: Source) -> Tensor:
         """One trajectory of every chain; returns the acceptance probabilities."""
 
-        def noise(draw: Callable[..., Tensor], *shape: int) -> Tensor:
-            return draw(*shape, generator=generator, dtype=torch.float64).to(self.z)
+        def noise(function: Callable[..., Tensor], *shape: int) -> Tensor:
+            return draw(function, *shape, source=source).to(self.z)
 
         momentum = noise(torch.randn, *self.z.shape)
         jitter = 0.8 + 0.4 * noise(torch.rand, *self.log_p.shape)
         size = (epsilon[:, None] * jitter)[..., None]
         z, slope, p = self.z, self.slope, momentum + 0.5 * size * self.slope
-        for _ in range(leaps):
-            z = z + size * p
+        for i in range(int(leaps.max())):
+            on = size * (i < leaps)[:, None, None]  # those that have arrived wait for the others
+            z = z + on * p
             log_p, slope = self.evaluate(z)
-            p = p + size * slope
+            p = p + on * slope
         p = p - 0.5 * size * slope
         energy = log_p - self.log_p + 0.5 * (momentum.square() - p.square()).sum(-1)
         chance = torch.where(torch.isnan(energy), -torch.inf, energy).exp().clamp_max(1.0)
@@ -127,7 +129,7 @@ def many_chains(
     centre: Float[Tensor, "batch size"],
     factor: Float[Tensor, "batch size size"],
     start: Float[Tensor, "batch chain size"],
-    generator: torch.Generator,
+    source: Source,
     warmup: int = 80,
     draws: int = 30,
 ) -> Chains:
@@ -139,7 +141,7 @@ def many_chains(
         factor: L of the Laplace covariance, from which the first metric comes.
         start: Scattered draws, one for each chain, of which the first ten (or fewer, so that they
             divide the chains) are used, each by several chains.
-        generator: Source of randomness.
+        source: Of randomness, on the CPU.
         warmup: Trajectories that adapt step size and metric and are not kept.
         draws: Trajectories kept.
 
@@ -150,16 +152,14 @@ def many_chains(
     starts = max(k for k in range(1, _STARTS + 1) if chains % k == 0)
     if not 1 < starts < chains:
         raise ValueError(f"got {chains} chains, wanted several from each of several starts, as 100")
-    noise = torch.randn(
-        len(centre), _CLOUD, centre.shape[1], generator=generator, dtype=torch.float64
-    )
+    noise = draw(torch.randn, len(centre), _CLOUD, centre.shape[1], source=source)
     cloud = centre[:, None] + noise.to(centre) @ factor.mT
     begin = _feasible(posterior, start, starts).repeat_interleave(chains // starts, 1)
     walk = _Walk(posterior, begin, cloud)
-    epsilon = _warm_up(walk, warmup, generator)
+    epsilon = _warm_up(walk, warmup, source)
     kept, chances = [], []
     for _ in range(draws):
-        chances.append(walk.step(epsilon, _leaps(epsilon, _MOST), generator).mean(-1))
+        chances.append(walk.step(epsilon, _leaps(epsilon, _MOST), source).mean(-1))
         kept.append(walk.places())
     u = torch.stack(kept, 2)
     return Chains(u, r_hat(u, starts), torch.stack(chances).mean(0))
@@ -175,19 +175,19 @@ def _feasible(posterior: Posterior, start: Tensor, count: int) -> Tensor:
     return start.gather(1, order[:, :count, None].expand(-1, -1, start.shape[-1]))
 
 
-def _leaps(epsilon: Tensor, most: int) -> int:
+def _leaps(epsilon: Float[Tensor, " batch"], most: int) -> Int[Tensor, " batch"]:
     """Steps of a trajectory as long as the posterior is wide."""
-    return min(max(math.ceil(_LENGTH / epsilon.min().item()), 3), most)
+    return torch.ceil(_LENGTH / epsilon).clamp(3, most).long()
 
 
-def _warm_up(walk: _Walk, count: int, generator: torch.Generator) -> Float[Tensor, " batch"]:
+def _warm_up(walk: _Walk, count: int, source: Source) -> Float[Tensor, " batch"]:
     """Adapt the step size, and four times take the metric from where the chains have been."""
     batch, _, size = walk.z.shape
     epsilon = torch.full((batch,), 0.6 * size**-0.25).to(walk.z)
     quarter, seen = max(1, count // 4), []
     for i in range(count):
         most = _MOST if i >= quarter else _MOST // 4  # short steps at first: where do they lead
-        chance = walk.step(epsilon, _leaps(epsilon, most), generator)
+        chance = walk.step(epsilon, _leaps(epsilon, most), source)
         # as fast up, where all is accepted, as down, where nothing is
         excess = chance.mean(-1) - _ACCEPT
         gain = torch.where(excess > 0, excess / (1 - _ACCEPT), excess / _ACCEPT)

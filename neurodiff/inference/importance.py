@@ -20,6 +20,7 @@ from neurodiff.inference.posterior import Posterior
 from neurodiff.inference.priors import Pooled
 from neurodiff.inference.proposals import Cloud, Prior, SplitT, systematic
 from neurodiff.inference.psis import smooth
+from neurodiff.inference.streams import Source, some
 
 _SMALL = 12  # parameters up to which the prior and clouds of draws are worth proposing from
 _CLOUDS = 4  # at most
@@ -74,9 +75,9 @@ class Draws:
             merged[name][problems.to(value.device)] = value
         return Draws(**merged)
 
-    def resample(self, draws: int, generator: torch.Generator) -> Tensor:
+    def resample(self, draws: int, source: Source) -> Tensor:
         """Draws (batch, draw, size) of equal weight."""
-        pick = systematic(self.log_w.exp(), draws, generator)
+        pick = systematic(self.log_w.exp(), draws, source)
         return self.u[torch.arange(len(pick), device=pick.device)[:, None], pick]
 
 
@@ -96,11 +97,11 @@ class _Mixture:
 
     def select(self, problems: Tensor) -> "_Mixture":
         """The same draws, of some of the problems."""
-        some = _Mixture(self.posterior.select(problems))
-        some.proposals = [proposal.select(problems) for proposal in self.proposals]
-        some.counts = list(self.counts)
-        some.parts = [tuple(x[problems] for x in part) for part in self.parts]
-        return some
+        few = _Mixture(self.posterior.select(problems))
+        few.proposals = [proposal.select(problems) for proposal in self.proposals]
+        few.counts = list(self.counts)
+        few.parts = [tuple(x[problems] for x in part) for part in self.parts]
+        return few
 
     def weigh(self) -> Draws:
         """All draws so far."""
@@ -122,9 +123,7 @@ class _Mixture:
         return Draws(u, log_w, by_unit, evidence, k_hat)
 
 
-def importance_draws(
-    posterior: Posterior, modes: Modes, draws: int, generator: torch.Generator
-) -> Draws:
+def importance_draws(posterior: Posterior, modes: Modes, draws: int, source: Source) -> Draws:
     """Weigh split-t₇ proposals around the modes against the exact posterior.
 
     With at most twelve parameters some draws come from the prior, and problems whose k̂ exceeds 0.5
@@ -136,26 +135,26 @@ def importance_draws(
         modes: Their modes.
         draws: Draws proposed around the mode (or it and the mean), and as many by each cloud or
             further move.
-        generator: Source of randomness, on the CPU.
+        source: Of randomness, on the CPU.
     """
     mixture = _Mixture(posterior)
     around = SplitT.at(posterior, modes)
     small = isinstance(posterior.parameters, Pooled) and posterior.size <= _SMALL
-    mixture.add(around, around.sample(draws if small else draws // 3, generator))
+    mixture.add(around, around.sample(draws if small else draws // 3, source))
     if small:
         prior = Prior(posterior.parameters)  # pyright: ignore
-        mixture.add(prior, prior.sample(posterior.batch, draws // 4, generator).to(modes.u))
-        return _improved(mixture, draws, generator, _CLOUDS, None)
+        mixture.add(prior, prior.sample(posterior.batch, draws // 4, source).to(modes.u))
+        return _improved(mixture, draws, source, _CLOUDS, None)
     first = mixture.weigh()
-    moved = around.moved(first.u, first.log_w)
-    mixture.add(moved, moved.sample(draws - draws // 3, generator))
-    return _improved(mixture, draws, generator, _MOVES, moved)
+    moved = around.moved(first.u, first.log_w, source)
+    mixture.add(moved, moved.sample(draws - draws // 3, source))
+    return _improved(mixture, draws, source, _MOVES, moved)
 
 
 def _improved(
     mixture: _Mixture,
     draws: int,
-    generator: torch.Generator,
+    source: Source,
     rounds: int,
     moved: "SplitT | None",
 ) -> Draws:
@@ -164,9 +163,9 @@ def _improved(
     bad = (found.k_hat > (0.5 if moved is None else 0.7)).to(found.u.device)
     if not rounds or not bool(bad.any()):
         return found
-    part, some = mixture.select(bad), found.select(bad)
+    part, few, source = mixture.select(bad), found.select(bad), some(source, bad)
     if moved is not None:
-        moved = moved.select(bad).moved(some.u, some.log_w)
-    proposal = Cloud.about(some.u, some.log_w, generator) if moved is None else moved
-    part.add(proposal, proposal.sample(draws, generator))
-    return found.put(bad, _improved(part, draws, generator, rounds - 1, moved))
+        moved = moved.select(bad).moved(few.u, few.log_w, source)
+    proposal = Cloud.about(few.u, few.log_w, source) if moved is None else moved
+    part.add(proposal, proposal.sample(draws, source))
+    return found.put(bad, _improved(part, draws, source, rounds - 1, moved))

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from neurodiff.inference.groups import Grouped
-from neurodiff.inference.posterior import Posterior, bind, posterior
+from neurodiff.inference.posterior import Posterior, posterior
 from neurodiff.inference.priors import Pooled, nearest, sites
 
 
@@ -107,6 +107,44 @@ def join(
     joint = posterior(model, parameters, trials, response, index, weight)
     start = _start(parameters, centre)
     return Bound(joint, start, rows, names, unit or dim, groups, dim, by)
+
+
+def bind(
+    model: nn.Module, data: xr.Dataset, device: str = "cpu"
+) -> tuple[dict[str, Tensor], Tensor]:
+    """The variables that a model reads, and its responses, as float64 tensors.
+
+    Args:
+        model: Has ``requires`` and ``response``; sub-modules with ``prepare`` add what is best
+            computed once.
+        data: One study.
+        device: Where the tensors live.
+
+    Raises:
+        ValueError: If a variable is missing (the nearest is named) or a stimulus is NaN (the first
+            place is named).
+    """
+    wanted: str = model.response  # pyright: ignore[reportAssignmentType]
+    required = tuple(model.requires)  # pyright: ignore[reportArgumentType]
+    trials = {}
+    for name in dict.fromkeys([*required, wanted]):
+        if name not in data.variables:
+            known = [str(k) for k in data.variables]
+            raise ValueError(f"the data have no variable {name!r}: {nearest(name, known)}")
+        values = np.array(data[name].values, dtype=np.float64)  # a copy: files may be read-only
+        if name != wanted and np.isnan(values).any():
+            place = tuple(int(i) for i in np.argwhere(np.isnan(values))[0])
+            raise ValueError(
+                f"{name!r} is NaN at {data[name].dims} = {place}: drop or mend these rows"
+            )
+        trials[name] = torch.as_tensor(values, device=device)
+    response = trials[wanted]
+    if wanted not in required:
+        del trials[wanted]
+    for module in model.modules():
+        if hasattr(module, "prepare"):
+            trials |= module.prepare(trials)  # pyright: ignore[reportCallIssue]
+    return trials, response
 
 
 def _centre(model: nn.Module, trials: dict[str, Tensor]) -> dict[str, Distribution]:

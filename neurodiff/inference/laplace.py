@@ -42,6 +42,17 @@ class Modes:
     factor: Float[Tensor, "batch size size"]
     definite: Tensor
 
+    def improved(self, others: "Modes") -> "Modes":
+        """The better of two for each problem."""
+        better = others.log_prob > self.log_prob
+        both = {name: (value, getattr(others, name)) for name, value in vars(self).items()}
+        return Modes(
+            **{
+                name: torch.where(better.reshape(-1, *[1] * (own.dim() - 1)), other, own)
+                for name, (own, other) in both.items()
+            }
+        )
+
 
 def _factor(hessian: Float[Tensor, "batch size size"]) -> tuple[Tensor, Tensor]:
     """L of the covariance (-hessian)⁻¹, and whether the Hessian was definite."""
@@ -83,6 +94,33 @@ def find_modes(
         if bool((found.decrement < _TOLERANCE).all()) and (again or bool(definite.all())):
             break
     return _modes(found, factor, definite)
+
+
+def best_modes(
+    posterior: Posterior,
+    start: Float[Tensor, "start batch size"],
+    inverse: Float[Tensor, "batch size size"] | None = None,
+) -> Modes:
+    """The best mode of each problem from several starts.
+
+    Raises:
+        ValueError: If the log density is not finite at any start of a single problem, or at some
+            start of several.
+    """
+    best = None
+    for u in start:
+        try:
+            found = find_modes(posterior, u, inverse)
+        except ValueError:
+            if posterior.batch > 1:
+                raise
+            continue  # another start may be finite
+        best = found if best is None else best.improved(found)
+    if best is None:
+        raise ValueError(
+            "the log density is not finite at any starting point: check the data and the priors"
+        )
+    return best
 
 
 def _modes(found: Minimum, factor: Tensor, definite: Tensor) -> Modes:

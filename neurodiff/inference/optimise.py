@@ -5,7 +5,7 @@ r"""Many small minimisations at once: BFGS over a batch of problems that share n
 
 The inverse Hessian H is kept dense: the problems here have tens of parameters, folds and subjects
 start from the full fit's own H, and the Newton decrement g·Hg then says in nats how far from its
-minimum a problem still is.
+minimum a problem still is. One that has arrived stays there, so that it ends where it would alone.
 """
 
 from collections.abc import Callable
@@ -107,15 +107,18 @@ def minimise(
     while count < steps:
         h, step, slope = _direction(h, point.gradient, eye)
         scaled = inverse is not None or count > 0
-        if scaled and ((-slope < tolerance) | (still > 2)).all():
+        there = (-slope < tolerance) | (still > 2) if scaled else torch.zeros_like(slope).bool()
+        if there.all():
             break
         shrink = ((_LONGEST if scaled else _FIRST) / step.norm(dim=-1)).clamp_max(1.0)
-        new = _line_search(function, point, step * shrink[:, None], slope * shrink)
+        new = _line_search(function, point, step * shrink[:, None], slope * shrink, there)
         moved = (new.u != point.u).any(-1)
-        still = torch.where(moved & (point.value - new.value > tolerance * 1e-2), 0, still + 1)
-        h = _update(h, new.u - point.u, new.gradient - point.gradient, first=not scaled)
+        gained = moved & (point.value - new.value > tolerance * 1e-2)
+        still = torch.where(there, still, torch.where(gained, 0, still + 1))
+        updated = _update(h, new.u - point.u, new.gradient - point.gradient, first=not scaled)
         # a problem that could not move is tried once more from steepest descent
-        h = torch.where((~moved & (still < 2))[:, None, None], eye * 1e-3, h)
+        updated = torch.where((~moved & (still < 2))[:, None, None], eye * 1e-3, updated)
+        h = torch.where(there[:, None, None], h, updated)
         point, count = new, count + 1
     decrement = ((h @ point.gradient[..., None])[..., 0] * point.gradient).sum(-1)
     return Minimum(point.u, point.value, point.gradient.abs().amax(-1), decrement, h, count)
@@ -131,19 +134,22 @@ def _direction(h: Tensor, gradient: Tensor, eye: Tensor) -> tuple[Tensor, Tensor
 
 
 def _line_search(
-    function: Callable[[Tensor], Tensor], point: _Point, step: Tensor, slope: Tensor
+    function: Callable[[Tensor], Tensor], point: _Point, step: Tensor, slope: Tensor, there: Tensor
 ) -> _Point:
-    """Backtrack each problem until Armijo holds; one that finds no descent stays where it is."""
-    scale = torch.ones_like(slope)
+    """Backtrack each problem until Armijo holds; one that finds no descent stays where it is.
+
+    Those that are ``there`` stay too.
+    """
+    scale = torch.where(there, 0.0, 1.0).to(slope)
     for _ in range(30):
         new = _Point.at(function, point.u + scale[:, None] * step)
         # what rounding may do counts as descent, or the last digits are never reached
         bound = point.value + _ARMIJO * scale * slope + _NOISE * point.value.abs()
         descended = new.value <= bound
-        if descended.all():
-            return new
+        if (descended | there).all():
+            break
         scale = torch.where(descended, scale, scale * 0.4)
-    return point.where(descended, new)
+    return point.where(descended & ~there, new)
 
 
 def _update(h: Tensor, s: Tensor, y: Tensor, first: bool) -> Tensor:

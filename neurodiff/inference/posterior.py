@@ -6,67 +6,30 @@ r"""The log density that is explored, for a batch of problems on one model.
 A *unit* is what a claim generalises over: a block of a time series, a subject, an image, or the
 trial itself; n_i counts how often a row of the design occurs. Folds are problems that share all
 trials and differ in the 0/1 mask m over units; calibration sets are problems with responses of
-their own. Both are one call: the model runs under ``vmap`` over problems and draws.
+their own; sessions have everything of their own (:mod:`~neurodiff.inference.stack`). All are one
+call: the model runs under ``vmap`` over problems and draws.
 """
 
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, wraps
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
-import numpy as np
 import torch
-import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
+from torch.utils._pytree import tree_map
 
 from neurodiff.inference.groups import Grouped
-from neurodiff.inference.priors import Pooled, nearest
+from neurodiff.inference.priors import Pooled
 
-_CACHE = 400_000  # numbers in one temporary of a chunk of draws
+_CACHE = 400_000  # numbers in one temporary of a chunk of draws: on a CPU it stays in the cache
+_MEMORY = 20_000_000  # the same on a GPU, which wants large steps
 _CELLS = 2_000_000  # numbers in one temporary of a Hessian
 _LONG = 5_000  # rows from which draws are weighed in single precision: memory is what they wait for
-
-
-def bind(
-    model: nn.Module, data: xr.Dataset, device: str = "cpu"
-) -> tuple[dict[str, Tensor], Tensor]:
-    """The variables that a model reads, and its responses, as float64 tensors.
-
-    Args:
-        model: Has ``requires`` and ``response``; sub-modules with ``prepare`` add what is best
-            computed once.
-        data: One study.
-        device: Where the tensors live.
-
-    Raises:
-        ValueError: If a variable is missing (the nearest is named) or a stimulus is NaN (the first
-            place is named).
-    """
-    wanted: str = model.response  # pyright: ignore[reportAssignmentType]
-    required = tuple(model.requires)  # pyright: ignore[reportArgumentType]
-    trials = {}
-    for name in dict.fromkeys([*required, wanted]):
-        if name not in data.variables:
-            known = [str(k) for k in data.variables]
-            raise ValueError(f"the data have no variable {name!r}: {nearest(name, known)}")
-        values = np.array(data[name].values, dtype=np.float64)  # a copy: files may be read-only
-        if name != wanted and np.isnan(values).any():
-            place = tuple(int(i) for i in np.argwhere(np.isnan(values))[0])
-            raise ValueError(
-                f"{name!r} is NaN at {data[name].dims} = {place}: drop or mend these rows"
-            )
-        trials[name] = torch.as_tensor(values, device=device)
-    response = trials[wanted]
-    if wanted not in required:
-        del trials[wanted]
-    for module in model.modules():
-        if hasattr(module, "prepare"):
-            trials |= module.prepare(trials)  # pyright: ignore[reportCallIssue]
-    return trials, response
 
 
 @dataclass(frozen=True)
@@ -76,20 +39,23 @@ class Posterior:
     Attributes:
         model: Called as ``model(trials)`` with its parameters replaced.
         parameters: Pooled or Grouped parameters.
-        trials: Shared by all problems.
+        trials: Shared by all problems, or with a leading (batch,) where weight has it.
         response: (trial,), or (batch, trial) where each problem has its own; NaN is no answer.
-        unit: Index of the unit of generalisation of each trial.
+        unit: (trial,) or (batch, trial) index of the unit of generalisation of each trial.
         mask: 1 where a unit is trained on.
-        weight: (trial,) multiplicity of each row; 0 leaves it out.
+        weight: Multiplicity of each row, 0 leaves it out: (trial,), or (batch, trial) where each
+            problem has trials of its own.
+        buffers: Those of the model that differ between problems: (batch, …) by dotted name.
     """
 
     model: nn.Module
     parameters: Pooled | Grouped
     trials: dict[str, Tensor]
     response: Tensor
-    unit: Int[Tensor, " trial"]
+    unit: Int[Tensor, "*apart trial"]
     mask: Float[Tensor, "batch unit"]
-    weight: Float[Tensor, " trial"]
+    weight: Float[Tensor, "*batch trial"]
+    buffers: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def batch(self) -> int:
@@ -108,11 +74,21 @@ class Posterior:
     def select(self, problems: Tensor) -> "Posterior":
         """Some of the problems, by index or as a boolean mask."""
         response = self.response if self._shared else self.response[problems]
-        return replace(self, response=response, mask=self.mask[problems])
+        some = replace(self, response=response, mask=self.mask[problems])
+        if not self._apart:
+            return some
+        return replace(
+            some,
+            parameters=self.parameters.select(problems),
+            trials={name: value[problems] for name, value in self.trials.items()},
+            unit=self.unit if self.unit.dim() == 1 else self.unit[problems],
+            weight=self.weight[problems],
+            buffers={name: value[problems] for name, value in self.buffers.items()},
+        )
 
     def take(self, rows: Int[Tensor, " row"]) -> "Posterior":
         """One problem on some of the rows, in that order, each its own unit and counted once."""
-        n = len(self.unit)
+        n = self.unit.shape[-1]
         trials = {k: v[rows] if v.dim() and len(v) == n else v for k, v in self.trials.items()}
         one = self.parameters.take(rows)
         return posterior(self.model, one, trials, self.response[..., rows])
@@ -123,16 +99,24 @@ class Posterior:
         return self.response.dim() == 1
 
     @cached_property
+    def _apart(self) -> bool:
+        """Whether each problem has trials, and priors, of its own."""
+        return self.weight.dim() == 2
+
+    @cached_property
     def _answers(self) -> tuple[Tensor, Tensor]:
         """Responses (where one is missing, another stands in) and how often each counts."""
         missing = torch.isnan(self.response)
-        stand_in = torch.nan_to_num(self.response.nanmedian())
+        each = self.response.nanmedian(-1, keepdim=True).values
+        stand_in = torch.nan_to_num(each if self._apart else self.response.nanmedian())
         return torch.where(missing, stand_in, self.response), self.weight * ~missing
 
     @cached_property
     def _counts(self) -> Float[Tensor, "batch trial"]:
         """How often each row counts in each problem."""
-        return self.mask[:, self.unit] * self._answers[1]
+        mask = self.mask
+        mask = mask[:, self.unit] if self.unit.dim() == 1 else mask.gather(1, self.unit)
+        return mask * self._answers[1]
 
     @cached_property
     def _each_once(self) -> bool:
@@ -140,10 +124,10 @@ class Posterior:
         return bool((self._answers[1] == 1).all())
 
     @cached_property
-    def _by_row(self) -> bool:
+    def by_row(self) -> bool:
         """Whether each row is its own unit."""
-        n = self.mask.shape[1]
-        return n == len(self.unit) and torch.equal(self.unit, torch.arange(n).to(self.unit))
+        each = torch.arange(self.mask.shape[1], device=self.unit.device)
+        return torch.equal(self.unit, each)
 
     @cached_property
     def _order(self) -> tuple[Tensor | None, Tensor]:
@@ -152,19 +136,52 @@ class Posterior:
         order = None if sorted_already else self.unit.argsort(stable=True)
         return order, torch.bincount(self.unit, minlength=self.mask.shape[1])
 
-    def rows(self, u: Float[Tensor, " size"], y: Float[Tensor, " trial"]) -> Tensor:
+    @cached_property
+    def _case(self) -> tuple[dict[str, Any], dict[str, int | None]]:
+        """What, besides u, each density is of, and which of it differs between problems."""
+        apart, own = 0 if self._apart else None, None if self._shared else 0
+        case = {
+            "trials": self.trials,
+            "buffers": self.buffers,
+            "y": self._answers[0],
+            "prior": (self.parameters.coefficients,) if self._apart else (),  # pyright: ignore
+            "counts": self._counts,
+        }
+        return case, {"trials": apart, "buffers": apart, "y": own, "prior": apart, "counts": 0}
+
+    def _at(self, problems: int | Tensor) -> dict[str, Any]:
+        """The cases of some of the problems."""
+        case, dims = self._case
+        own = {k: tree_map(lambda x: x[problems], case[k]) for k, dim in dims.items() if dim == 0}
+        return case | own
+
+    @cached_property
+    def _first(self) -> dict[str, Any]:
+        return self._at(0)
+
+    def _each(
+        self, function: Callable[..., Tensor], u: Tensor, problems: Tensor | None = None
+    ) -> Tensor:
+        """A function of u and the case, of each problem; vmap over one alone would only cost."""
+        if self.batch == 1:
+            return function(u[0], self._first)[None]
+        case, dims = self._case
+        return vmap(function, (0, dims))(u, case if problems is None else self._at(problems))
+
+    def _rows(self, u: Float[Tensor, " size"], case: dict[str, Any]) -> Tensor:
         """Log p(y_i | x(u)) of each row, in the precision of y."""
+        y = case["y"]
         values = {k: v.to(y.dtype) for k, v in self.parameters.trial_values(u).items()}
-        return functional_call(self.model, values, (self.trials,)).log_prob(y)
+        return functional_call(self.model, values | case["buffers"], (case["trials"],)).log_prob(y)
 
     def log_likelihood(self, values: dict[str, Tensor]) -> Float[Tensor, ""]:
         """Log p(data | x) of the first problem, at each trial's parameters by dotted name."""
-        y = self._answers[0] if self._shared else self._answers[0][0]
-        answer = functional_call(self.model, values, (self.trials,))
-        return answer.log_prob(y) @ self._counts[0]
+        case = self._first
+        answer = functional_call(self.model, values | case["buffers"], (case["trials"],))
+        return answer.log_prob(case["y"]) @ case["counts"]
 
-    def _density(self, u: Tensor, y: Tensor, counts: Tensor) -> Tensor:
-        return self.parameters.log_prior(u) + self.rows(u, y) @ counts
+    def _density(self, u: Tensor, case: dict[str, Any]) -> Tensor:
+        return self.parameters.log_prior(u, *case["prior"]) + self._rows(u, case) @ case["counts"]
 
     def trained(self, by_unit: Float[Tensor, "batch draw unit"]) -> Float[Tensor, "batch draw"]:
         """Log likelihood of what is trained on; what is held out may even be impossible."""
@@ -182,33 +199,25 @@ class Posterior:
         model = copy.deepcopy(self.model).float()
         trials = {k: v.float() for k, v in self.trials.items()}
         response, weight = self.response.float(), self.weight.float()
-        return replace(self, model=model, trials=trials, response=response, weight=weight)
-
-    @property
-    def _in_dims(self) -> tuple[int, int | None, int]:
-        return 0, None if self._shared else 0, 0
+        buffers = {k: v.float() for k, v in self.buffers.items()}
+        return replace(
+            self, model=model, trials=trials, response=response, weight=weight, buffers=buffers
+        )
 
     def log_prob(self, u: Float[Tensor, "batch size"]) -> Float[Tensor, " batch"]:
         """Log p(u | data) up to a constant, each problem at its own position."""
-        y, counts = self._answers[0], self._counts
-        if self.batch == 1:  # vmap over one problem would only cost
-            return self._density(u[0], y if self._shared else y[0], counts[0])[None]
-        return vmap(self._density, self._in_dims)(u, y, counts)
+        return self._each(self._density, u)
 
     def draws_log_prob(self, u: Float[Tensor, "batch draw size"]) -> Float[Tensor, "batch draw"]:
         """Log p(u | data) at many draws of each problem, differentiable; for few distinct rows."""
-        over_draws = vmap(self._density, (0, None, None))
-        if self.batch == 1:
-            y = self._answers[0] if self._shared else self._answers[0][0]
-            return over_draws(u[0], y, self._counts[0])[None]
-        return vmap(over_draws, self._in_dims)(u, self._answers[0], self._counts)
+        return self._each(vmap(self._density, (0, None)), u)
 
     def hessian(self, u: Float[Tensor, "batch size"]) -> Float[Tensor, "batch size size"]:
         """Second derivatives of log_prob."""
         each = self.size * self.response.shape[-1]
         inner = jacrev(jacrev(self._density), chunk_size=max(1, _CELLS * self.size // each))
-        function = vmap(inner, self._in_dims, chunk_size=max(1, _CELLS // each))
-        return function(u, self._answers[0], self._counts).detach()
+        case, dims = self._case
+        return vmap(inner, (0, dims), chunk_size=max(1, _CELLS // each))(u, case).detach()
 
     @torch.no_grad()
     def draws_terms(
@@ -219,29 +228,35 @@ class Posterior:
         A long design whose observer says so (``single``) is evaluated in single precision. Where
         the model gives no number the log likelihood is -inf.
         """
-        flat = u.reshape(-1, u.shape[-1])
-        prior = vmap(self.parameters.log_prior)(flat)
-        by_unit = flat.new_empty(len(flat), self.mask.shape[1])
-        quick = self._single if self._fits_single else self
-        (y, counts), in_dims = quick._answers, self._in_dims[:2]
+        batch, draws, _ = u.shape
+        by_unit = u.new_empty(batch, draws, self.mask.shape[1])
+        quick, counts = self._single if self._fits_single else self, self._answers[1]
+        over_draws = vmap(quick._rows, (0, None))
         # a model may say that its largest temporary is not of the trials
         each = max(self.response.shape[-1], getattr(self.model, "cells", 0))
-        for part in torch.arange(len(flat)).split(max(1, _CACHE // each)):
-            problem = ... if self._shared else part.to(u.device) // u.shape[1]
-            rows = vmap(quick.rows, in_dims)(flat[part], y[problem])
-            rows = rows if self._each_once else rows * counts[problem]
-            found = self._by_unit(rows).to(by_unit)
-            by_unit[part] = torch.where(torch.isnan(found), -torch.inf, found)
-        return prior.reshape(u.shape[:2]), by_unit.reshape(*u.shape[:2], -1)
+        width = max(1, (_MEMORY if u.is_cuda else _CACHE) // each)
+        for p in torch.arange(batch, device=u.device).split(max(1, width // draws)):
+            for d in range(0, draws, width):
+                rows = quick._each(over_draws, u[p, d : d + width], p)
+                if not self._each_once:
+                    rows = rows * (counts if counts.dim() == 1 else counts[p][:, None])
+                found = self._by_unit(rows, p).to(by_unit)
+                by_unit[p, d : d + width] = torch.where(torch.isnan(found), -torch.inf, found)
+        return self.parameters.draws_log_prior(u), by_unit
 
-    def _by_unit(self, rows: Float[Tensor, "draw trial"]) -> Float[Tensor, "draw unit"]:
+    def _by_unit(self, rows: Float[Tensor, "problem draw trial"], problems: Tensor) -> Tensor:
         """Sums over the rows of each unit."""
-        if self._by_row:
+        if self.by_row:
             return rows
+        if self.unit.dim() == 2:
+            index = self.unit[problems][:, None].expand_as(rows)
+            return rows.new_zeros(*rows.shape[:2], self.mask.shape[1]).scatter_add(2, index, rows)
         order, lengths = self._order
         # transposed, as a product with a matrix under vmap leaves them: no copy
-        rows = rows.mT if order is None else rows.mT[order]
-        return torch.segment_reduce(rows.contiguous(), "sum", lengths=lengths, axis=0).mT
+        rows = rows.flatten(0, 1).mT
+        rows = rows if order is None else rows[order]
+        summed = torch.segment_reduce(rows.contiguous(), "sum", lengths=lengths, axis=0).mT
+        return summed.reshape(len(problems), -1, len(lengths))
 
 
 def posterior(

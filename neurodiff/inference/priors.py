@@ -33,6 +33,7 @@ from torch.distributions import (
     constraints,
 )
 from torch.distributions.constraints import Constraint
+from torch.func import vmap
 from torch.nn.functional import logsigmoid
 
 LOG_ROOT_TAU = 0.5 * math.log(2 * math.pi)
@@ -60,6 +61,11 @@ class Site:
     def constrain(self, u: Float[Tensor, "*draw size"]) -> Tensor:
         """The parameter x = T(u), with leading dimensions kept."""
         return self.transform(u.reshape((*u.shape[:-1], *self.inner)))  # pyright: ignore
+
+    def to(self, device: torch.device | str) -> "Site":
+        """The same elsewhere."""
+        prior = to_pyro(self.prior, device)
+        return Site(self.name, self.value.to(device), biject_to(prior.support), prior)
 
     def unconstrain(self, x: Tensor) -> Float[Tensor, " size"]:
         """The flat u of a value."""
@@ -198,6 +204,7 @@ class Pooled:
         sites: The parameters.
         sizes: Length of each in u.
         size: Length of the flat vector u.
+        coefficients: (loc, 1/scale, a, b) of each component of u, and one constant.
     """
 
     def __init__(self, found: list[Site]) -> None:
@@ -208,9 +215,10 @@ class Pooled:
         self._rest = [i for i, row in enumerate(known) if row is None]
         none = [(site.value.new_zeros(site.size),) * 4 for site in found]
         rows = [zero if row is None else row[0] for row, zero in zip(known, none, strict=True)]
-        self._loc, self._rate, self._a, self._b = map(torch.cat, zip(*rows, strict=True))
-        self._bounded = bool((self._a > 0).any())
-        self._constant = sum(row[1] for row in known if row is not None)
+        loc, rate, a, b = map(torch.cat, zip(*rows, strict=True))
+        self._bounded = bool((a > 0).any())
+        constant = loc.new_tensor(sum(row[1] for row in known if row is not None))
+        self.coefficients = loc, rate, a, b, constant
 
     def constrain(self, u: Float[Tensor, "*draw size"]) -> dict[str, Tensor]:
         """The parameters of flat vectors, by dotted name."""
@@ -221,17 +229,24 @@ class Pooled:
         """What the model is called with: the same."""
         return self.constrain(u)
 
-    def log_prior(self, u: Float[Tensor, " size"]) -> Float[Tensor, ""]:
-        """Log p(u), with the Jacobian of the supports."""
-        z = (u - self._loc) * self._rate
-        total = self._constant - 0.5 * (z * z).sum()
+    def log_prior(
+        self, u: Float[Tensor, " size"], coefficients: tuple[Tensor, ...] | None = None
+    ) -> Float[Tensor, ""]:
+        """Log p(u), with the Jacobian of the supports; under other priors where they are given."""
+        loc, rate, a, b, constant = self.coefficients if coefficients is None else coefficients
+        z = (u - loc) * rate
+        total = constant - 0.5 * (z * z).sum()
         if self._bounded:
             # a log σ(u) + b log σ(-u)
-            total = total + ((self._a + self._b) * logsigmoid(u) - self._b * u).sum()
+            total = total + ((a + b) * logsigmoid(u) - b * u).sum()
         if self._rest:
             parts = u.split(self.sizes, -1)
             total = total + sum(self.sites[i].log_prior(parts[i]) for i in self._rest)
         return total
+
+    def draws_log_prior(self, u: Float[Tensor, "batch draw size"]) -> Float[Tensor, "batch draw"]:
+        """Log p(u) at many draws of each problem of a batch."""
+        return vmap(self.log_prior)(u.flatten(0, 1)).reshape(u.shape[:2])
 
     def start(self) -> Float[Tensor, " size"]:
         """The u of the values that the modules hold."""
@@ -248,4 +263,12 @@ class Pooled:
 
     def take(self, rows: Tensor) -> "Pooled":
         """The parameters of some of the trials: the same."""
+        return self
+
+    def select(self, problems: Tensor) -> "Pooled":
+        """The parameters of some of the problems: the same."""
+        return self
+
+    def of_part(self, part: int) -> "Pooled":
+        """The parameters of one part of a batch: the same."""
         return self

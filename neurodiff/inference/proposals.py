@@ -21,6 +21,7 @@ from torch import Tensor
 from neurodiff.inference.laplace import Modes
 from neurodiff.inference.posterior import Posterior
 from neurodiff.inference.priors import Pooled
+from neurodiff.inference.streams import Source, draw, streams
 
 _DF = 7.0
 CENTRES = 200  # of a cloud
@@ -70,17 +71,21 @@ class SplitT:
         """Of some of the problems."""
         return SplitT(self.u[problems], self.factor[problems], self.widths[problems])
 
-    def moved(self, u: Tensor, log_w: Tensor) -> "SplitT":
-        """To the mean of weighted draws and their width, which problems of a batch share."""
+    def moved(self, u: Tensor, log_w: Tensor, source: Source) -> "SplitT":
+        """To the mean of weighted draws and their width, which the problems of a part share."""
         z = (u - self.u[:, None]) @ self.inverse.mT
         w = log_w.exp()[..., None]
-        mean = (w * z).sum(1).mean(0)
-        sd = (w * (z - mean).square()).sum(1).mean(0).sqrt().clamp(1.0, 3.0)
-        return SplitT(self.u + self.factor @ mean, self.factor, sd.expand(len(z), 2, -1))
+        owner = streams(source, len(z)).owner.to(z.device)
+        share = (owner[:, None] == owner).to(z)
+        share = share / share.sum(-1, keepdim=True)
+        mean = share @ (w * z).sum(1)
+        variance = share @ (w * (z - mean[:, None]).square()).sum(1)
+        widths = variance.sqrt().clamp(1.0, 3.0)[:, None].expand(-1, 2, -1)
+        return SplitT(self.u + (self.factor @ mean[..., None])[..., 0], self.factor, widths)
 
-    def sample(self, proposals: int, generator: torch.Generator) -> Tensor:
+    def sample(self, proposals: int, source: Source) -> Tensor:
         """Points (batch, draw, size)."""
-        u, stretch = _even(self.u, proposals, generator)
+        u, stretch = _even(self.u, proposals, source)
         # right of the mode with the right side's share of the width: the density is continuous
         share = (self.widths[:, 0] / self.widths.sum(1)).unsqueeze(1)
         right = u > share
@@ -104,19 +109,20 @@ class Prior:
 
     def select(self, problems: Tensor) -> "Prior":
         """Of some of the problems."""
-        return self
+        return Prior(self.parameters.select(problems))
 
-    def sample(self, batch: int, count: int, generator: torch.Generator) -> Tensor:
+    def sample(self, batch: int, count: int, source: Source) -> Tensor:
         """Points (batch, draw, size)."""
+        each = []
         with torch.random.fork_rng():
-            torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
-            u = self.parameters.draw_prior(batch * count)
-        return u.reshape(batch, count, -1)
+            for part, generator, own in streams(source, batch):
+                torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
+                each.append(self.parameters.of_part(part).draw_prior(own * count))
+        return torch.cat(each).reshape(batch, count, -1)
 
     def log_prob(self, u: Tensor) -> Tensor:
         """Log density at points (batch, draw, size)."""
-        flat = torch.vmap(self.parameters.log_prior)(u.reshape(-1, u.shape[-1]))
-        return flat.reshape(u.shape[:2])
+        return self.parameters.draws_log_prior(u)
 
 
 class Cloud:
@@ -126,11 +132,11 @@ class Cloud:
         self.centres, self.factor = centres, factor
 
     @classmethod
-    def about(cls, u: Tensor, log_w: Tensor, generator: torch.Generator) -> "Cloud":
+    def about(cls, u: Tensor, log_w: Tensor, source: Source) -> "Cloud":
         """Centres drawn from weighted draws, with Silverman's width."""
         size = u.shape[-1]
         probs = torch.softmax(0.7 * log_w, -1)  # tempered: no single draw may own the cloud
-        pick = systematic(probs, CENTRES, generator)
+        pick = systematic(probs, CENTRES, source)
         rows = torch.arange(len(u), device=u.device)[:, None]
         mean = (probs[..., None] * u).sum(1, keepdim=True)
         covariance = (probs[..., None] * (u - mean)).mT @ (u - mean)
@@ -143,11 +149,11 @@ class Cloud:
         """Of some of the problems."""
         return Cloud(self.centres[problems], self.factor[problems])
 
-    def sample(self, count: int, generator: torch.Generator) -> Tensor:
+    def sample(self, count: int, source: Source) -> Tensor:
         """At least ``count`` draws, as many about each centre."""
         centres = self.centres.repeat(1, -(-count // CENTRES), 1)
         count = centres.shape[1]
-        return centres + _t_noise(self.centres[:, 0], count, generator) @ self.factor.mT
+        return centres + _t_noise(self.centres[:, 0], count, source) @ self.factor.mT
 
     def log_prob(self, u: Tensor) -> Tensor:
         """Log density at points (batch, draw, size)."""
@@ -163,15 +169,17 @@ class Cloud:
         return mixture - math.log(CENTRES) - log_det
 
 
-def _even(
-    like: Float[Tensor, "batch size"], n: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def _even(like: Float[Tensor, "batch size"], n: int, source: Source) -> tuple[Tensor, Tensor]:
     """Uniform points (batch, n, size), and what makes normal ones t₇ (batch, n, 1).
 
     Scrambled anew for each problem, so that problems err independently.
     """
     batch, size = like.shape
-    seeds = torch.randint(2**31, (batch,), generator=generator).tolist()
+    seeds = [
+        seed
+        for _, generator, own in streams(source, batch)
+        for seed in torch.randint(2**31, (own,), generator=generator).tolist()
+    ]
     engines = [torch.quasirandom.SobolEngine(size + 1, scramble=True, seed=s) for s in seeds]
     points = torch.stack([engine.draw(n, dtype=torch.float64) for engine in engines])
     points = points.clamp(1e-12, 1 - 1e-12)
@@ -179,14 +187,14 @@ def _even(
     return points[..., :-1].to(like), (_DF / chi2).sqrt().to(like)
 
 
-def _t_noise(like: Float[Tensor, "batch size"], n: int, generator: torch.Generator) -> Tensor:
+def _t_noise(like: Float[Tensor, "batch size"], n: int, source: Source) -> Tensor:
     """Standard t₇ vectors (batch, n, size)."""
-    u, stretch = _even(like, n, generator)
+    u, stretch = _even(like, n, source)
     return torch.special.ndtri(u) * stretch
 
 
-def systematic(probs: Tensor, draws: int, generator: torch.Generator) -> Tensor:
+def systematic(probs: Tensor, draws: int, source: Source) -> Tensor:
     """Indices of systematic resampling: the least noise that equal weights can have."""
-    position = torch.rand(len(probs), 1, generator=generator, dtype=torch.float64).to(probs)
+    position = draw(torch.rand, len(probs), 1, source=source).to(probs)
     points = (torch.arange(draws, device=probs.device) + position) / draws
     return torch.searchsorted(probs.cumsum(-1), points).clamp_max(probs.shape[-1] - 1)

@@ -28,6 +28,7 @@ from neurodiff.inference.svi import SVI
 _KEEP = 500  # draws kept of log likelihoods
 _PREDICT = 100  # draws of the posterior predictive, at most
 _PREDICTED = 20_000_000  # its responses, at most
+_TILED = 20_000  # of them drawn in one call
 _CHUNK = 8_000_000  # log likelihoods at a time
 
 
@@ -106,15 +107,22 @@ def _predictive(bound: Bound, flat: Float[Tensor, "draw size"], seed: int) -> xr
     """Responses that the fitted model would give to the same trials."""
     most = max(1, _PREDICTED // len(bound.rows))
     chosen = flat[_thin(len(flat), min(_PREDICT, most))]
-    joint = bound.posterior.take(torch.as_tensor(bound.rows, device=flat.device))
+    rows, grouped = torch.as_tensor(bound.rows, device=flat.device), bound.by is not None
     drawn = []
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
-        for one in chosen:
-            values = joint.parameters.trial_values(one)
-            answer = functional_call(joint.model, values, (joint.trials,))
-            drawn.append(_array(answer.sample()).astype(np.float32))
-    return xr.Dataset({_response(bound): (["chain", "draw", bound.dim], np.stack(drawn)[None])})
+        for some in chosen.split(1 if grouped else max(1, _TILED // len(rows))):
+            # several draws are one call: their trials side by side, with parameters of their own
+            joint = bound.posterior.take(rows.repeat(len(some)))
+            if len(some) == 1:
+                values = joint.parameters.trial_values(some[0])
+            else:
+                each = joint.parameters.constrain(some).items()
+                values = {name: v.repeat_interleave(len(rows), 0) for name, v in each}
+            answer = functional_call(joint.model, values, (joint.trials,)).sample()
+            drawn.append(_array(answer.reshape(len(some), -1)).astype(np.float32))
+    drawn = np.concatenate(drawn)[None]
+    return xr.Dataset({_response(bound): (["chain", "draw", bound.dim], drawn)})
 
 
 def _prior_group(bound: Bound, seed: int) -> xr.Dataset:

@@ -13,11 +13,11 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
@@ -27,7 +27,7 @@ from torch.func import functional_call
 import neurodiff
 from neurodiff.data.schema import data_hash
 from neurodiff.inference.curves import contraction
-from neurodiff.inference.fit import choose_device, explore, joint_modes
+from neurodiff.inference.fit import choose_device, fitting
 from neurodiff.inference.heldout import alternating, by_trial, kfold, refit
 from neurodiff.inference.hypotheses import Hypothesis, Task, build, priors_of
 from neurodiff.inference.join import Bound, join
@@ -37,6 +37,7 @@ from neurodiff.inference.nuts import NUTS
 from neurodiff.inference.posterior import on_one_thread
 from neurodiff.inference.stopping_curves import stopping_curves
 from neurodiff.inference.svi import SVI
+from neurodiff.inference.together import Steps, alone, together
 from neurodiff.inference.tree import build_tree
 from neurodiff.perception.beta_binomial import by_level, cell_of
 from neurodiff.perception.bounded import Bounded
@@ -114,12 +115,32 @@ def told(prior: Distribution) -> str:
 
 
 @on_one_thread
+def run_units(units: Sequence[Unit], folder: Path) -> list[Path | Exception]:
+    """Solve units side by side, and leave the file of each, or say why there is none.
+
+    Args:
+        units: Parts under one hypothesis make one batch, see
+            :mod:`~neurodiff.inference.together`; other units share nothing.
+        folder: Where the files are; a unit whose file is there is not solved again.
+    """
+    rows = sum(max(unit.data.sizes.values(), default=0) for unit in units)
+    device = choose_device(units[0].device, rows)
+    return together([_running(unit, folder, device) for unit in units], device)
+
+
 def run_unit(unit: Unit, folder: Path) -> Path:
     """Solve a unit, unless its file is there, and leave the file: whole or not at all."""
+    (result,) = run_units([unit], folder)
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
+def _running(unit: Unit, folder: Path, device: str) -> Steps[Path]:
     target = folder / unit.filename
     if target.exists():
         return target
-    tree = solve(unit)
+    tree = yield from solving(unit, device)
     aside = target.with_suffix(f".{os.getpid()}.part")
     try:
         tree.to_netcdf(aside, engine="h5netcdf")
@@ -131,17 +152,28 @@ def run_unit(unit: Unit, folder: Path) -> Path:
 
 def solve(unit: Unit) -> xr.DataTree:
     """Fit one unit: the posterior on all of its data, and the elpd of what is held out."""
+    device = choose_device(unit.device, max(unit.data.sizes.values(), default=0))
+    return alone(solving(unit, device), device)
+
+
+def solving(unit: Unit, device: str) -> Steps[xr.DataTree]:
+    """The steps of a fit.
+
+    Args:
+        unit: What is fitted.
+        device: Where draws are made.
+    """
     data = unit.data
     if unit.hypothesis.permuted:
         data = permute(data, unit.seed, _within(data, unit.by))
     trials, cells = data, unit.hypothesis.key == "beta-binomial"
     data = by_level(data) if cells else data
     model = build(unit.hypothesis, unit.task, data)
-    device = choose_device(unit.device, max(data.sizes.values(), default=0))
-    bound = join(model, data, priors_of(model), by=unit.by, device=device)
+    # what asks is answered on the device, many parts at once; what is left to do here is small
+    home = "cpu" if unit.by is None and isinstance(unit.method, Laplace) else device
+    bound = join(model, data, priors_of(model), by=unit.by, device=home)
     began = time.perf_counter()
-    modes = joint_modes(bound, unit.method, unit.seed)
-    u, stats = explore(bound, modes, unit.method, unit.seed, None)
+    modes, u, stats = yield from fitting(bound, unit.method, unit.seed)
     wall = time.perf_counter() - began
     tree = build_tree(bound, data, u, stats, unit.method, unit.seed, device, wall)
     if cells and unit.by is None:
@@ -149,7 +181,7 @@ def solve(unit: Unit) -> xr.DataTree:
             bound, u.reshape(-1, u.shape[-1]), cell_of(trials), trials["correct"].values
         )
     else:
-        _score(tree, unit, bound, modes)
+        yield from _score(tree, unit, bound, modes)
     if unit.hypothesis.key == "free link":
         flat = u.reshape(-1, u.shape[-1])
         tree["information"] = contraction(bound, flat[:: max(1, len(flat) // 500)], unit.seed)
@@ -176,18 +208,18 @@ def solve(unit: Unit) -> xr.DataTree:
     return tree
 
 
-def _score(tree: xr.DataTree, unit: Unit, bound: Bound, modes: Modes | None) -> None:
+def _score(tree: xr.DataTree, unit: Unit, bound: Bound, modes: Modes | None) -> Steps[None]:
     """Add the held-out elpd that goes with the unit of generalisation."""
     nuts = unit.method if isinstance(unit.method, NUTS) else None
     if unit.by is not None or modes is None:
         tree["loso"] = leave_one_group_out(bound, 4 * _HELD_OUT_DRAWS, unit.seed)
     elif bound.unit_dim == "block":
         fold = alternating(len(bound.unit_names))
-        elpd, k_hat = kfold(bound, modes, fold, _HELD_OUT_DRAWS, unit.seed, nuts)
+        elpd, k_hat = yield from kfold(bound, modes, fold, _HELD_OUT_DRAWS, unit.seed, nuts)
         tree["kfold"] = xr.Dataset({"elpd": ("block", elpd), "k_hat": ("block", k_hat)})
     elif "loo" in tree.children:
         loo = tree["loo"].to_dataset()
-        tree["loo"] = refit(bound, modes, loo, 2 * _HELD_OUT_DRAWS, unit.seed, nuts)
+        tree["loo"] = yield from refit(bound, modes, loo, 2 * _HELD_OUT_DRAWS, unit.seed, nuts)
 
 
 def _within(data: xr.Dataset, by: str | None) -> str | None:
@@ -236,9 +268,12 @@ def _unsaturated(bound: Bound, u: Tensor) -> bool:
     if weighting is None or not any(p.requires_grad for p in weighting.parameters()):
         return False
     flat = u.reshape(-1, u.shape[-1])
-    beyond = []
-    for one in flat[:: max(1, len(flat) // 50)]:
+
+    def least(one: Tensor) -> Tensor:
         logsnr = _front_end(bound, one)
         w = functional_call(weighting, _values(bound, one, "weighting."), (logsnr,))
-        beyond.append(bool(w[torch.isfinite(logsnr)].min() > 0.5))
-    return bool(np.mean(beyond) > 0.5)
+        return torch.where(torch.isfinite(logsnr), w, torch.inf).min()
+
+    with torch.no_grad():
+        beyond = torch.vmap(least, chunk_size=10)(flat[:: max(1, len(flat) // 50)]) > 0.5
+    return bool(beyond.double().mean() > 0.5)

@@ -139,7 +139,8 @@ class FreeLinkDistribution(LawDistribution):
     def _cell(self, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Finite values, their cells (a value on a knot is in the one above), and v = 0..1."""
         x = finite(value).expand(torch.broadcast_shapes(value.shape, self.batch_shape))
-        cell = torch.bucketize(x.detach().contiguous(), self.knots[1:-1], right=True)
+        inner = self.knots[1:-1].clone()  # contiguous even where vmap runs over knots
+        cell = torch.bucketize(x.detach().contiguous(), inner, right=True)
         return x, cell, (x - self._at(self.knots, cell)) / self._at(self.width, cell)
 
     def _cubic(self, coefficients: Tensor, start: Tensor, cell: Tensor, v: Tensor) -> Tensor:

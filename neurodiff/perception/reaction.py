@@ -53,6 +53,7 @@ class Reaction(nn.Module, ABC):
     drift: nn.Module
     jitter: nn.Parameter | None
     response = "signed_rt"
+    apart = True  # parts are not stacked into one batch: equal stimuli are found by sorting
     constraints: ClassVar[dict[str, Constraint]] = {
         "delay": constraints.positive,
         "jitter": constraints.positive,

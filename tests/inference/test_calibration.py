@@ -8,7 +8,8 @@ from torch.distributions import Normal
 
 import neurodiff as nd
 from neurodiff.inference.calibration import calibrate, recovery, simulate, uniformity
-from neurodiff.inference.posterior import bind, posterior
+from neurodiff.inference.join import bind
+from neurodiff.inference.posterior import posterior
 from neurodiff.inference.priors import Pooled, sites
 
 

@@ -14,12 +14,14 @@ from torch.distributions import Bernoulli, Normal
 from torch.func import functional_call
 
 from neurodiff.inference import heldout
+from neurodiff.inference import together as together_module
 from neurodiff.inference.compare import COLUMNS, compare, distinguished, elpd_of, paired, stacking
 from neurodiff.inference.fit import modes_of
 from neurodiff.inference.heldout import alternating, kfold, refit
 from neurodiff.inference.join import join
 from neurodiff.inference.nuts import NUTS
 from neurodiff.inference.psis import leave_one_out
+from neurodiff.inference.together import alone
 from neurodiff.perception.beta_binomial import BetaBinomial, by_level, cell_of
 
 
@@ -290,7 +292,7 @@ def test_kfold_against_quadrature_of_each_training_subset():
     bound = join(Coin(), coins(right, n))
     assert bound.unit_dim == "block"
     fold = alternating(len(right), folds)
-    elpd, k_hat = kfold(bound, modes_of(bound, 1, 0), fold, 20_000, 0)
+    elpd, k_hat = alone(kfold(bound, modes_of(bound, 1, 0), fold, 20_000, 0))
     for j, k in enumerate(right):
         train = fold != fold[j]
         a, b = right[train].sum(), (n - right[train]).sum()
@@ -303,7 +305,7 @@ def test_kfold_against_quadrature_of_each_training_subset():
 def test_chains_take_over_where_importance_sampling_fails(monkeypatch):
     right, n = np.array([3, 8, 6]), 12
     bound = join(Coin(), coins(right, n))
-    true = heldout.posterior_draws
+    true = together_module.posterior_draws
 
     def hopeless(problems, *rest):
         draws = true(problems, *rest)
@@ -312,9 +314,9 @@ def test_chains_take_over_where_importance_sampling_fails(monkeypatch):
             draws, by_unit=draws.by_unit - 50 * (k_hat > 0.7)[:, None, None], k_hat=k_hat
         )
 
-    monkeypatch.setattr(heldout, "posterior_draws", hopeless)
+    monkeypatch.setattr(together_module, "posterior_draws", hopeless)
     args = bound, modes_of(bound, 1, 0), alternating(3, 3), 4000, 0
-    elpd, k_hat = kfold(*args, NUTS(draws=500, warmup=100, chains=2))
+    elpd, k_hat = alone(kfold(*args, NUTS(draws=500, warmup=100, chains=2)))
     assert (k_hat < 0.7).all()  # of chains that agree
     for j, k in enumerate(right):
         a, b = right.sum() - k, 2 * n - right.sum() + k
@@ -322,7 +324,7 @@ def test_chains_take_over_where_importance_sampling_fails(monkeypatch):
             np.log(evidence(a + k, b + n - k) / evidence(a, b)), abs=0.1
         )
     # without chains k̂ stays, for the verdict to name
-    assert kfold(*args)[1] == pytest.approx([0.9, 0.1, 0.1])
+    assert alone(kfold(*args))[1] == pytest.approx([0.9, 0.1, 0.1])
 
 
 def test_a_surprising_block_is_scored_by_evidence(monkeypatch):
@@ -340,7 +342,7 @@ def test_a_surprising_block_is_scored_by_evidence(monkeypatch):
 
     monkeypatch.setattr(heldout, "_without", spy)
     for seed in range(3):
-        elpd, k_hat = kfold(bound, modes, alternating(5, 5), 256, seed)
+        elpd, k_hat = alone(kfold(bound, modes, alternating(5, 5), 256, seed))
         assert elpd[4] == pytest.approx(exact, abs=0.2)
         assert k_hat[4] < 0.7
     assert calls == [5, 1] * 3  # five folds, then the one surprising block
@@ -368,7 +370,7 @@ def test_trials_of_cells_are_left_out_one_by_one():
 def test_kfold_needs_two_blocks():
     bound = join(Coin(), coins([3], 12))
     with pytest.raises(ValueError, match="at least 2 blocks"):
-        kfold(bound, modes_of(bound, 1, 0), alternating(1), 100, 0)
+        alone(kfold(bound, modes_of(bound, 1, 0), alternating(1), 100, 0))
 
 
 def test_rows_that_cannot_be_trusted_are_refitted_without_one_trial():
@@ -377,11 +379,11 @@ def test_rows_that_cannot_be_trusted_are_refitted_without_one_trial():
     assert len(bound.posterior.response) == 2  # distinct rows, 10 and 2 times
     loo = xr.Dataset({"elpd": ("trial", np.full(12, -9.0)), "k_hat": ("trial", np.full(12, 0.1))})
     modes = modes_of(bound, 1, 0)
-    assert refit(bound, modes, loo, 4000, 0).identical(loo)
+    assert alone(refit(bound, modes, loo, 4000, 0)).identical(loo)
     wrong = data["correct"].values == 0
     loo["k_hat"][wrong] = 0.9
     loo["elpd"][~wrong] = np.nan
-    found = refit(bound, modes, loo, 20_000, 0)
+    found = alone(refit(bound, modes, loo, 20_000, 0))
     whole = evidence(10, 2)
     exact = np.where(wrong, np.log(whole / evidence(10, 1)), np.log(whole / evidence(9, 2)))
     np.testing.assert_allclose(found["elpd"], exact, atol=4 / np.sqrt(20_000))

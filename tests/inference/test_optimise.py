@@ -49,15 +49,17 @@ def test_with_the_exact_inverse_it_is_newtons_method():
 
 
 def test_problems_of_a_batch_do_not_touch_each_other():
-    """Easy and hard ones side by side end where they end alone."""
+    """Easy and hard ones side by side end where they end alone, even short of the minimum."""
     weight = torch.tensor([1.0, 1e-3, 30.0])
     start = torch.tensor([[1.0, 1.0], [-1.2, 1.0], [4.0, -3.0]])
-    together = minimise(lambda u: weight * rosenbrock(u), start, tolerance=1e-12)
+    together = minimise(lambda u: weight * rosenbrock(u), start, tolerance=1e-3)
     for i in range(3):
         one = slice(i, i + 1)
-        alone = minimise(lambda u, i=i: weight[i] * rosenbrock(u), start[one], tolerance=1e-12)
-        assert torch.allclose(together.u[one], alone.u, atol=1e-4)
-    assert torch.allclose(together.u, torch.ones(3, 2), atol=1e-4)
+        alone = minimise(lambda u, i=i: weight[i] * rosenbrock(u), start[one], tolerance=1e-3)
+        assert torch.allclose(together.u[one], alone.u, atol=1e-9)
+        assert torch.allclose(together.inverse[one], alone.inverse, rtol=1e-6)
+        assert alone.converged(1e-3).all()
+    assert not torch.allclose(together.u, torch.ones(3, 2), atol=1e-6)
 
 
 def test_values_that_are_not_finite_are_stepped_around():

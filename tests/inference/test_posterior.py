@@ -9,9 +9,9 @@ from torch import nn
 
 import neurodiff as nd
 from neurodiff.inference.groups import Grouped
-from neurodiff.inference.join import join
+from neurodiff.inference.join import bind, join
 from neurodiff.inference.laplace import find_modes
-from neurodiff.inference.posterior import Posterior, bind, posterior
+from neurodiff.inference.posterior import Posterior, posterior
 from neurodiff.inference.priors import Pooled, sites
 from neurodiff.inference.svi import program
 

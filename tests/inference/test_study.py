@@ -154,7 +154,7 @@ def test_a_unit_leaves_one_whole_file_and_is_not_run_again(tmp_path, monkeypatch
         assert tree.attrs["hypothesis"] == "logistic"
         assert tree["constant_data"]["logsnr"].size == 60
         assert json.loads(tree.attrs["priors"])["observer.lapse"] == "Beta(1, 30)"
-    monkeypatch.setattr(unit_module, "solve", lambda u: pytest.fail("ran again"))
+    monkeypatch.setattr(unit_module, "solving", lambda *args: pytest.fail("ran again"))
     assert run_unit(unit(), tmp_path) == path
 
 
@@ -240,21 +240,21 @@ def test_a_run_folder_holds_what_was_found_and_how(tmp_path):
 
 
 def test_one_failed_unit_is_reported_and_stops_no_other(tmp_path, monkeypatch):
-    true = unit_module.solve
+    true = unit_module.solving
 
-    def sometimes(unit):
+    def sometimes(unit, device):
         if unit.part == "session01" and unit.hypothesis.key == "logistic":
             raise RuntimeError("no luck")
-        return true(unit)
+        return true(unit, device)
 
-    monkeypatch.setattr(unit_module, "solve", sometimes)
+    monkeypatch.setattr(unit_module, "solving", sometimes)
     out = tmp_path / "run"
     table = study([session(0), session(1)], SMALL, TASK, out, method=QUICK)
     assert len(table) == 4
     failed = json.loads((out / "run.json").read_text())["failed"]
     assert failed == {"session01, none, free: logistic": "RuntimeError: no luck"}
     assert "1 failed:" in describe(out)
-    monkeypatch.setattr(unit_module, "solve", true)
+    monkeypatch.setattr(unit_module, "solving", true)
     assert len(study([session(0), session(1)], SMALL, TASK, out, method=QUICK, resume=True)) == 6
 
 
@@ -278,10 +278,10 @@ def test_nothing_is_written_when_nothing_can_be_fitted(tmp_path):
 
 
 def test_every_fit_failed(tmp_path, monkeypatch):
-    def never(unit):
+    def never(unit, device):
         raise RuntimeError("no luck")
 
-    monkeypatch.setattr(unit_module, "solve", never)
+    monkeypatch.setattr(unit_module, "solving", never)
     with pytest.raises(ValueError, match="every fit failed; the first: RuntimeError: no luck"):
         study([session(0)], SMALL, TASK, tmp_path / "run", method=QUICK)
     assert not (tmp_path / "run" / "comparison.csv").exists()
@@ -309,7 +309,7 @@ def test_the_order_of_completion_does_not_matter(tmp_path):
     parts = [session(0), session(1)]
     serial = study(parts, SMALL, TASK, tmp_path / "a", method=QUICK)
     executor = Backwards()
-    executor.expected = 4
+    executor.expected = 2  # a job for each hypothesis
     fits = tmp_path / "b" / "fits"
     fits.mkdir(parents=True)
     units = [Unit(part, h, TASK, QUICK, None, 0) for part in parts for h in SMALL]
@@ -321,7 +321,7 @@ def test_the_order_of_completion_does_not_matter(tmp_path):
 
 def test_a_dead_worker_leaves_the_study_unfinished_and_resumable(tmp_path):
     class Dying(ThreadPoolExecutor):
-        """Breaks at the second unit."""
+        """Breaks at the second job."""
 
         calls = 0
 
@@ -337,11 +337,11 @@ def test_a_dead_worker_leaves_the_study_unfinished_and_resumable(tmp_path):
 
     out = tmp_path / "run"
     parts = [session(0), session(1)]
-    message = "3 of 4 fits did not run: a worker process died .*run again with --resume"
+    message = "2 of 4 fits did not run: a worker process died .*run again with --resume"
     with Dying(1) as executor, pytest.raises(Unfinished, match=message):
         study(parts, SMALL, TASK, out, method=QUICK, executor=executor)
     assert not (out / "comparison.csv").exists()
-    assert len(list((out / "fits").iterdir())) == 1
+    assert len(list((out / "fits").iterdir())) == 2
     table = study(parts, SMALL, TASK, out, method=QUICK, resume=True)
     serial = study(parts, SMALL, TASK, tmp_path / "serial", method=QUICK)
     pd.testing.assert_frame_equal(table, serial)
@@ -420,10 +420,9 @@ def test_forty_sessions_a_killed_worker_and_the_table_of_the_serial_run(tmp_path
         study(**run, out=out, executor=executor, resume=True)
     assert all(p.stat().st_mtime_ns == t for p, t in there.items())
     assert {p.suffix for p in (out / "fits").iterdir()} == {".nc"}
-    study(**run, out=tmp_path / "serial")
-    assert (out / "comparison.csv").read_text() == (
-        tmp_path / "serial" / "comparison.csv"
-    ).read_text()
+    serial = study(**run, out=tmp_path / "serial")
+    # other batches, other roundings
+    pd.testing.assert_frame_equal(pd.read_csv(out / "comparison.csv"), serial, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow
