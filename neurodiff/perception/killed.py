@@ -97,9 +97,20 @@ def killed(
     tensor([[ 0.1893, -0.1893],
             [ 0.2403, -0.2403]])
     """
+    height = bound(torch.cat([1e-6 * time[:1], time]))[0]
+    _check(height, time[0], nodes)
+    return follow(drift, height, time, start, nodes)
+
+
+def follow(
+    drift: Float[Tensor, " condition"],
+    height: Float[Tensor, " step"],
+    time: Float[Tensor, " time"],
+    start: float | Tensor,
+    nodes: int,
+) -> Killed:
+    """:func:`killed` from b at 0, dt, …, unchecked: inference calls this under vmap."""
     dt = time[0]
-    height = bound(torch.cat([1e-6 * dt[None], time]))[0]
-    _check(height, dt, nodes)
     at, weight = (torch.as_tensor(x).to(time) for x in np.polynomial.legendre.leggauss(nodes))
     y = height[:, None] * at  # (1 + time, node)
     b, after = height[:-1, None, None], height[1:, None, None]
@@ -207,10 +218,7 @@ def log_odds(
 
 
 def _check(height: Tensor, dt: Tensor, nodes: int) -> None:
-    try:
-        low, high, step = (float(x.detach()) for x in (height.min(), height.max(), dt))
-    except RuntimeError:  # under vmap nothing can be asked
-        return
+    low, high, step = (float(x.detach()) for x in (height.min(), height.max(), dt))
     if not low > 0:
         raise ValueError(f"the bound falls to {low:g}, wanted it above 0 at every time")
     if math.pi * high / nodes > math.sqrt(step):

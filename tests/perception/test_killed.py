@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from neurodiff.perception import bounds
-from neurodiff.perception.killed import killed, log_odds
+from neurodiff.perception.killed import follow, killed, log_odds
 
 
 def grid(n, end):
@@ -181,11 +181,8 @@ def test_gradients_match_differences():
     time, v = grid(50, 1.0), torch.tensor([0.0, 1.0])
 
     def drive(p):
-        def bound(t):
-            power = (t / p[1]) ** 2
-            return p[0] * torch.exp(-power), None
-
-        found = killed(p[2] * v, bound, time)
+        height = p[0] * torch.exp(-((torch.cat([0 * time[:1], time]) / p[1]) ** 2))
+        found = follow(p[2] * v, height, time, 0.0, 32)
         return found.mean(found.position)[1, 20, 0] + found.log_probability()[1, 20, 1]
 
     at = torch.tensor([1.0, 0.9, 2.0])
