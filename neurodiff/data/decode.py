@@ -20,6 +20,7 @@ import scipy.io
 import xarray as xr
 from numpy.typing import ArrayLike
 
+from neurodiff.data.decode_spikes import roitman_spikes
 from neurodiff.data.schema import DataError
 
 #: what a decoder takes: the files of a part, the part, and the attributes of the card
@@ -268,6 +269,7 @@ DECODERS: dict[str, Callable[[Files, str, Attrs], xr.Dataset]] = {
     "grasshopper-receptor": grasshopper,
     "geirhos2018-degraded-objects": geirhos2018,
     "roitman2002-monkey-rdm": roitman_monkeys,
+    "roitman2002-lip-spikes": roitman_spikes,
     "palmer2005-human-rdm": palmer,
     "drugowitsch2014-visual-vestibular": drugowitsch,
     "adler2018-orientation-confidence": adler,

@@ -4,11 +4,11 @@ r"""What a data set must look like: one ``xarray.Dataset`` a study, with agreed 
           = \frac{\ln 10}{10} \, \mathrm{SNR_{dB}}
 
 Dimensions are singular: trial, stimulus, unit, time (bins), sample (the stimulus grid, finer than
-time), subject, and pulse (samples of evidence within a trial). Bin i of ``time`` covers samples
-[k i, k i + k) with k = n_sample / n_time. A missing answer is NaN, never a sentinel. A stimulus is
-never missing; ``logsnr`` may be +inf (no noise) or -inf (no signal). ``subject`` is a text
-coordinate. The conventions others get wrong: ``logsnr`` is in nats, not in dB, and reaction times
-are in seconds.
+time), subject, pulse (samples of evidence within a trial) and spike (times within a trial). Bin i
+of ``time`` covers samples [k i, k i + k) with k = n_sample / n_time. A missing answer is NaN, never
+a sentinel. A stimulus is never missing; ``logsnr`` may be +inf (no noise) or -inf (no signal).
+``subject`` is a text coordinate. The conventions others get wrong: ``logsnr`` is in nats, not in
+dB, and reaction times are in seconds.
 """
 
 import difflib
@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import xarray as xr
 
-DIMS = ("trial", "stimulus", "unit", "time", "sample", "subject", "pulse")
+DIMS = ("trial", "stimulus", "unit", "time", "sample", "subject", "pulse", "spike")
 
 #: known variables: units and long name; what is not here is carried along unchecked
 STIMULUS = {

@@ -188,6 +188,63 @@ def test_roitman_monkeys():
     assert float(data["logsnr"].max()) == pytest.approx(2 * np.log(0.512))
 
 
+def rates(data, first, last):
+    """Spikes/s from ``first`` to ``last`` (ms from the dots), by choice and unsigned coherence."""
+    at = np.round(1000 * data["spike_time"])
+    data = data.assign(
+        spikes=((at >= first) & (at < last)).sum("spike"), seconds=(last - first) / 1e3
+    )
+    frame = data[["choice", "strength", "spikes", "seconds"]].to_dataframe()
+    total = frame[frame["seconds"] > 0].groupby(["choice", "strength"]).sum()
+    return total["spikes"] / total["seconds"]
+
+
+def test_roitman_spikes():
+    data = load("roitman2002-lip-spikes")
+    data = data.assign(strength=abs(data["coherence"]))
+    assert data.sizes["trial"] == 6149
+    units = data[["subject", "unit"]].to_dataframe().groupby("subject").unit.nunique()
+    assert units.to_dict() == {"b": 23, "n": 31}
+    trials = data["unit"].to_series().value_counts()
+    assert (trials.min(), trials.median(), trials.max()) == (36, 110.5, 240)
+    rt = mean(data, "rt", "strength")
+    np.testing.assert_allclose(rt, [0.826, 0.820, 0.775, 0.684, 0.543, 0.423], atol=6e-4)
+    correct = mean(data, "correct", "strength")
+    np.testing.assert_allclose(correct[1:], [0.642, 0.777, 0.941, 0.995, 1.0], atol=6e-4)
+    saccade = np.round(1000 * data["rt"])
+    late, early = (
+        rates(data, saccade - 150, saccade - 50),
+        rates(data, 190, saccade.clip(max=540) - 50),
+    )
+    # the tables do not say how trials that end earlier count: here to 50 ms before the saccade
+    np.testing.assert_allclose(early[1.0], [45.2, 46.8, 47.9, 51.1, 55.1, 58.3], atol=0.5)
+    np.testing.assert_allclose(early[0.0], [41.2, 41.3, 41.4, 37.6, 34.0, 33.5], atol=0.5)
+    np.testing.assert_allclose(late[1.0], [60.8, 60.6, 61.4, 61.2, 60.0, 56.4], atol=0.06)
+    np.testing.assert_allclose(late[0.0], [39.6, 37.6, 38.1, 32.9, 28.0, 29.9], atol=0.06)
+
+
+def test_roitman_spikes_are_those_of_the_same_trials():
+    spikes, behaviour = load("roitman2002-lip-spikes"), load("roitman2002-monkey-rdm")
+    for animal in "bn":
+        one, other = (
+            np.sort(d["rt"].values[d["subject"].values == animal]) for d in (spikes, behaviour)
+        )
+        np.testing.assert_allclose(one, other, atol=1e-9)
+
+
+def test_roitman_bins_hold_the_spikes_of_the_dots():
+    data = load("roitman2002-lip-spikes")
+    count, at = data["count"].values, data["spike_time"].values
+    end = np.floor(data["rt"].values * 100 + 1e-6) / 100  # the last whole bin
+    inside = (at >= 0) & (at < end[:, None] - 1e-9)
+    np.testing.assert_array_equal(np.nansum(count, 1), inside.sum(1))
+    np.testing.assert_array_equal(np.isfinite(count).sum(1), np.round(end * 100))
+    # and each in its own
+    trial = 100
+    where = np.floor(at[trial][inside[trial]] * 100 + 1e-6).astype(int)
+    assert count[trial][where].min() >= 1
+
+
 def test_palmer():
     data = load("palmer2005-human-rdm")
     data = data.assign(strength=abs(data["coherence"]))
