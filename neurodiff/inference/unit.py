@@ -41,6 +41,7 @@ from neurodiff.perception.beta_binomial import by_level, cell_of
 from neurodiff.perception.controls import permute
 
 _HELD_OUT_DRAWS = 256  # a power of two, for which Sobol points are most even
+_FOLD_DRAWS = 192  # a third and two thirds are powers of two
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,7 +177,7 @@ def _score(tree: xr.DataTree, unit: Unit, bound: Bound, modes: Modes) -> None:
         tree["loso"] = leave_one_group_out(bound, 4 * _HELD_OUT_DRAWS, unit.seed)
     elif bound.unit_dim == "block":
         fold = alternating(len(bound.unit_names))
-        elpd, k_hat = kfold(bound, modes, fold, _HELD_OUT_DRAWS, unit.seed, nuts)
+        elpd, k_hat = kfold(bound, modes, fold, _FOLD_DRAWS, unit.seed, nuts)
         tree["kfold"] = xr.Dataset({"elpd": ("block", elpd), "k_hat": ("block", k_hat)})
     elif "loo" in tree.children:
         loo = tree["loo"].to_dataset()
