@@ -27,7 +27,7 @@ from neurodiff.inference.nuts import NUTS, diagnose
 from neurodiff.inference.psis import leave_one_out, smooth
 from neurodiff.inference.shared import Shared
 
-_ROUNDS = 3  # in which units get draws of their own, at most
+_ROUNDS = 4  # in which units get draws of their own, at most
 _REFITS = 64  # rows refitted at most; the rest keep their k̂, which the verdict then names
 
 
@@ -80,18 +80,17 @@ def kfold(
     for turn in range(_ROUNDS + 1):
         log_w, shape, evidence = shared.weigh(train)
         log_p = log_w[fold] + shared.by_unit.mT
-        own = _shapes(log_p)
-        fresh = np.flatnonzero((own > 0.7) & ~rare)
-        if turn == _ROUNDS or not len(fresh):
+        elpd, own = torch.logsumexp(log_p, -1).cpu().numpy(), _shapes(log_p)
+        if rare.any():
+            _, alone, more = shared.weigh(with_it[np.flatnonzero(rare)])
+            elpd[rare] = (more - evidence[fold[rare]]).cpu().numpy()
+            own[rare] = alone.numpy()
+        unsure = np.flatnonzero(own > 0.7)
+        if turn == _ROUNDS or not len(unsure):
             break
         # few draws explain such a unit: its own evidence, given the fold's training data, instead
-        rare[fresh] = True
-        shared.about(with_it[fresh], draws // 2)
-    elpd = torch.logsumexp(log_p, -1).cpu().numpy()
-    if rare.any():
-        _, alone, more = shared.weigh(with_it[np.flatnonzero(rare)])
-        elpd[rare] = (more - evidence[fold[rare]]).cpu().numpy()
-        own[rare] = alone.numpy()
+        rare[unsure] = True
+        shared.about(with_it[unsure], draws // 2)
     k_hat = np.maximum(own, shape.numpy()[fold])
     chains = nuts is not None or len(bound.posterior.unit) <= ROWS
     for k in np.flatnonzero(shape.numpy() > 0.7) if chains else ():
