@@ -27,7 +27,8 @@ from neurodiff.inference.nuts import NUTS, diagnose
 from neurodiff.inference.psis import leave_one_out, smooth
 from neurodiff.inference.shared import Shared
 
-_ROUNDS = 4  # in which units get draws of their own, at most
+_ROUNDS = 6  # in which folds and units that need it get more draws, at most
+_MOST = 32  # times the draws of a fold that a recording gets, roughly: then its k̂ is what it is
 _REFITS = 64  # rows refitted at most; the rest keep their k̂, which the verdict then names
 
 
@@ -85,12 +86,12 @@ def kfold(
             _, alone, more = shared.weigh(with_it[np.flatnonzero(rare)])
             elpd[rare] = (more - evidence[fold[rare]]).cpu().numpy()
             own[rare] = alone.numpy()
-        unsure = np.flatnonzero(own > 0.7)
-        if turn == _ROUNDS or not len(unsure):
+        lost, unsure = np.flatnonzero(shape.numpy() > 0.7), np.flatnonzero(own > 0.7)
+        if turn == _ROUNDS or len(shared.u) > _MOST * draws or not len(lost) + len(unsure):
             break
         # few draws explain such a unit: its own evidence, given the fold's training data, instead
         rare[unsure] = True
-        shared.about(with_it[unsure], draws // 2)
+        shared.about(torch.cat([train[lost], with_it[unsure]]), draws // 2)
     k_hat = np.maximum(own, shape.numpy()[fold])
     chains = nuts is not None or len(bound.posterior.unit) <= ROWS
     for k in np.flatnonzero(shape.numpy() > 0.7) if chains else ():
