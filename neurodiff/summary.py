@@ -11,6 +11,7 @@ scale and shape.
 """
 
 from collections.abc import Iterator
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ import torch
 import xarray as xr
 from scipy.stats import binom, binomtest
 
+from neurodiff.diffusion.law import LawDistribution
 from neurodiff.diffusion.weighting import to_stopping
 from neurodiff.diffusion.weighting import weighting as named
 
@@ -141,11 +143,17 @@ def placed(name: str, half: float, logsnr: np.ndarray) -> np.ndarray:
     >>> placed("sigmoid", 1.0, np.array([1.0])).round(6)
     array([0.5])
     """
+    law, own = _stopping(name)
+    return law.survival(torch.as_tensor(logsnr - half) + own).detach().numpy()
+
+
+@cache
+def _stopping(name: str) -> tuple[LawDistribution, torch.Tensor]:
+    """The stopping law of a named weighting, and where it crosses ½."""
     w = named(name)
     unbounded = bool(torch.isinf(w(torch.tensor(-torch.inf))))
     law = to_stopping(w, logsnr_min=0.0 if unbounded else None)()
-    own = law.isf(torch.tensor(0.5))
-    return law.survival(torch.as_tensor(logsnr - half) + own).detach().numpy()
+    return law, law.isf(torch.tensor(0.5))
 
 
 def responses(

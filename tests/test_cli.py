@@ -12,12 +12,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from toys import needs
 
 from neurodiff import __version__, cli
 from neurodiff.cli import main
-from neurodiff.data.datasets import load
 from neurodiff.data.gather import gather
-from neurodiff.data.schema import DataError
 from neurodiff.inference.hypotheses import plan, task_of
 
 FIT = ["--model", "threshold", "--choices", "2", "--law", "logistic"]
@@ -36,13 +35,6 @@ def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     trials().to_csv("trials.csv", index=False)
     return tmp_path
-
-
-def needs(name):
-    try:
-        return load(name)
-    except DataError as error:
-        pytest.skip(f"data set: {error}")
 
 
 def test_version_and_help(capsys):

@@ -1,15 +1,25 @@
 """Small problems whose posteriors are known by quadrature."""
 
 import numpy as np
+import pytest
 import torch
 import xarray as xr
 from scipy import special, stats
 
 import neurodiff as nd
+from neurodiff.data.schema import DataError
 
 LEVELS = np.linspace(-3.0, 4.0, 8)
 PRIOR = stats.norm(0.0, 5.0)  # of loc, the default: about torch's median of the levels
 SCALE_PRIOR = stats.lognorm(1.0)
+
+
+def needs(name):
+    """A data set, or no test."""
+    try:
+        return nd.load(name)
+    except DataError as error:
+        pytest.skip(f"data set: {error}")
 
 
 def model(free=("weighting.law.loc",), guess=0.25):

@@ -3,7 +3,7 @@ r"""Curves over logsnr at posterior draws: the weighting and its stopping densit
 .. math:: w_s(\lambda) = P(\Lambda > \lambda \mid x_s), \qquad -w_s'(\lambda)
 
 on a fixed grid over the tested logsnr and two nats beyond, in the gauge of the stimulus. The
-density is per nat, by forward differentiation of w: where w jumps it is zero, not a spike.
+density is per nat, by differentiation of w: where w jumps it is zero, not a spike.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
-from torch.func import functional_call, jvp, vmap
+from torch.func import functional_call, vmap
 
 from neurodiff.inference.groups import Grouped
 from neurodiff.inference.join import Bound
@@ -45,18 +45,20 @@ def _curves(
     values = bound.pooled.constrain(own)
     learned = {k.removeprefix(_PREFIX): v for k, v in values.items() if k.startswith(_PREFIX)}
 
-    def both(draw: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        def w(x: Tensor) -> Tensor:
-            return functional_call(weighting, draw, (x,))  # pyright: ignore[reportArgumentType]
+    def w(draw: dict[str, Tensor], x: Tensor) -> Tensor:
+        return functional_call(weighting, draw, (x,))  # pyright: ignore[reportArgumentType]
 
-        value, slope = jvp(w, (at,), (torch.ones_like(at),))  # pyright: ignore
-        return value, -slope
-
-    with torch.no_grad():
-        if not learned:  # nothing to learn: one curve for all
-            w, density = (c.expand(*own.shape[:-1], -1) for c in both({}))
-            return w, density
-        return (vmap(both) if own.dim() == 2 else vmap(vmap(both)))(learned)
+    # not jvp: like jacrev it would load torch's compiler
+    x = at.expand(*own.shape[:-1], -1).clone().requires_grad_(True)
+    each = w
+    for _ in own.shape[:-1] if learned else ():  # nothing to learn: one curve for all
+        each = vmap(each)
+    with torch.enable_grad():
+        value = each({name: v.detach() for name, v in learned.items()}, x)
+        slope = torch.zeros_like(x)
+        if value.requires_grad:  # it does not where w is the same everywhere
+            (slope,) = torch.autograd.grad(value.sum(), x)
+    return value.detach(), -slope
 
 
 def contraction(bound: Bound, u: Float[Tensor, "draw size"], seed: int) -> xr.Dataset:

@@ -18,7 +18,7 @@ from neurodiff.inference.laplace import Modes
 from neurodiff.inference.posterior import Posterior
 from neurodiff.inference.streams import Source, draw, some
 
-_ROWS = 2_000  # of a design for which chains are affordable
+ROWS = 2_000  # of a design for which chains are affordable
 _CHAINS = 100
 _AGREE = 1.1  # nested R-hat up to which chains are believed
 
@@ -37,7 +37,7 @@ def posterior_draws(posterior: Posterior, modes: Modes, draws: int, source: Sour
     """
     found = importance_draws(posterior, modes, draws, source)
     bad = found.k_hat > 0.7
-    if not bool(bad.any()) or posterior.response.shape[-1] > _ROWS:
+    if not bool(bad.any()) or posterior.response.shape[-1] > ROWS:
         return found
     here = bad.to(found.u.device)
     part, centre, factor = posterior.select(here), modes.u[here], modes.factor[here]

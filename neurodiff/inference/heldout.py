@@ -4,8 +4,8 @@ r"""Log densities of what a fit has not seen: blocked K-fold, and refits where P
     \qquad (x_s, w_s) \sim p(x \mid y_{train})
 
 The left is the average over draws; where a unit is so surprising that few of them carry it, the
-right, a ratio of evidences, each from draws of its own. Folds are one batch of problems that share
-every tensor and differ in a 0/1 mask over units; each starts at the full fit, with its Hessian. A
+right, a ratio of evidences. Folds are problems that share every tensor and differ in a 0/1 mask
+over units; they start at the full fit, and share their draws (:mod:`neurodiff.inference.shared`). A
 row that stands for n equal trials is left out one trial at a time by a mask of (n - 1)/n.
 """
 
@@ -19,13 +19,17 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import functional_call
 
+from neurodiff.inference.draws import ROWS
 from neurodiff.inference.fit import explore
 from neurodiff.inference.join import Bound
 from neurodiff.inference.laplace import Modes
 from neurodiff.inference.nuts import NUTS, diagnose
 from neurodiff.inference.psis import leave_one_out, smooth
+from neurodiff.inference.shared import Shared
 from neurodiff.inference.together import Ask, Steps
 
+_ROUNDS = 6  # in which folds and units that need it get more draws, at most
+_MOST = 32  # times the draws of a fold that a recording gets, roughly: then its k̂ is what it is
 _REFITS = 64  # rows refitted at most; the rest keep their k̂, which the verdict then names
 
 
@@ -52,9 +56,9 @@ def kfold(
         bound: Model and data.
         modes: The mode of the full fit.
         fold: Fold of each unit.
-        draws: Posterior draws of each fold.
+        draws: Draws proposed about each fold, and half as many about a surprising unit's problem.
         seed: Of the draws.
-        nuts: Chains that take over where k̂ exceeds 0.7; their draws have no k̂ (-inf).
+        nuts: Chains that take over where a fold's k̂ exceeds 0.7; their draws have no k̂ (-inf).
 
     Returns:
         elpd of each unit, and its Pareto k̂: the larger of its fold's posterior and of its own.
@@ -69,21 +73,42 @@ def kfold(
         )
     held = torch.as_tensor(fold)[None] == torch.arange(count)[:, None]
     train = (~held).to(bound.posterior.mask)
-    found, k_hat, evidence = yield from _without(bound, modes, train, draws, seed, nuts)
-    elpd, own = np.empty(len(fold)), np.empty(len(fold))
-    for j, k in enumerate(fold):
-        log_w, by_unit = found[k]
-        log_p = log_w + by_unit[:, j]
-        elpd[j] = torch.logsumexp(log_p, 0).item()
-        own[j] = smooth(log_p[torch.isfinite(log_p)].cpu().numpy())[1]
-    rare = np.flatnonzero((own > 0.7) & (k_hat[fold] > -np.inf))
-    if len(rare):
+    with_it = train[fold]
+    with_it.fill_diagonal_(1.0)
+    shared = Shared(bound.posterior, modes, torch.Generator().manual_seed(seed))
+    # the fit on everything belongs to the cloud too: it lies where a fold and a unit held out do
+    shared.about(torch.cat([train, torch.ones_like(train[:1])]), draws)
+    rare = np.zeros(len(fold), dtype=bool)
+    for turn in range(_ROUNDS + 1):
+        log_w, shape, evidence = shared.weigh(train)
+        log_p = log_w[fold] + shared.by_unit.mT
+        elpd, own = torch.logsumexp(log_p, -1).cpu().numpy(), _shapes(log_p)
+        if rare.any():
+            _, alone, more = shared.weigh(with_it[np.flatnonzero(rare)])
+            elpd[rare] = (more - evidence[fold[rare]]).cpu().numpy()
+            own[rare] = alone.numpy()
+        lost, unsure = np.flatnonzero(shape.numpy() > 0.7), np.flatnonzero(own > 0.7)
+        if turn == _ROUNDS or len(shared.u) > _MOST * draws or not len(lost) + len(unsure):
+            break
         # few draws explain such a unit: its own evidence, given the fold's training data, instead
-        with_it = train[fold[rare]]
-        with_it[torch.arange(len(rare)), torch.as_tensor(rare)] = 1.0
-        _, own[rare], more = yield from _without(bound, modes, with_it, draws, seed, None)
-        elpd[rare] = more - evidence[fold[rare]]
-    return elpd, np.maximum(own, k_hat[fold])
+        rare[unsure] = True
+        shared.about(torch.cat([train[lost], with_it[unsure]]), draws // 2)
+    k_hat = np.maximum(own, shape.numpy()[fold])
+    chains = nuts is not None or len(bound.posterior.unit) <= ROWS
+    for k in np.flatnonzero(shape.numpy() > 0.7) if chains else ():
+        ((log_w, by_unit),), its, _ = yield from _without(
+            bound, modes, train[k : k + 1], draws, seed, nuts
+        )
+        here = fold == k
+        log_p = (log_w[:, None] + by_unit[:, here]).mT
+        elpd[here] = torch.logsumexp(log_p, -1).cpu().numpy()
+        k_hat[here] = np.maximum(_shapes(log_p), its[0])
+    return elpd, k_hat
+
+
+def _shapes(log_w: Float[Tensor, "row draw"]) -> np.ndarray:
+    """Pareto k̂ of each row of log weights."""
+    return np.array([smooth(row[torch.isfinite(row)].cpu().numpy())[1] for row in log_w])
 
 
 def refit(

@@ -22,9 +22,9 @@ from neurodiff.inference.proposals import Cloud, Prior, SplitT, systematic
 from neurodiff.inference.psis import smooth
 from neurodiff.inference.streams import Source, some
 
-_SMALL = 12  # parameters up to which the prior and clouds of draws are worth proposing from
-_CLOUDS = 4  # at most
-_MOVES = 2  # of the t₇, beyond the first, at most
+SMALL = 12  # parameters up to which the prior and clouds of draws are worth proposing from
+CLOUDS = 4  # at most
+MOVES = 2  # of the t₇, beyond the first, at most
 
 
 @dataclass(frozen=True)
@@ -139,16 +139,16 @@ def importance_draws(posterior: Posterior, modes: Modes, draws: int, source: Sou
     """
     mixture = _Mixture(posterior)
     around = SplitT.at(posterior, modes)
-    small = isinstance(posterior.parameters, Pooled) and posterior.size <= _SMALL
+    small = isinstance(posterior.parameters, Pooled) and posterior.size <= SMALL
     mixture.add(around, around.sample(draws if small else draws // 3, source))
     if small:
         prior = Prior(posterior.parameters)  # pyright: ignore
         mixture.add(prior, prior.sample(posterior.batch, draws // 4, source).to(modes.u))
-        return _improved(mixture, draws, source, _CLOUDS, None)
+        return _improved(mixture, draws, source, CLOUDS, None)
     first = mixture.weigh()
     moved = around.moved(first.u, first.log_w, source)
     mixture.add(moved, moved.sample(draws - draws // 3, source))
-    return _improved(mixture, draws, source, _MOVES, moved)
+    return _improved(mixture, draws, source, MOVES, moved)
 
 
 def _improved(

@@ -31,6 +31,7 @@ class Bound:
     Attributes:
         posterior: The log density, one problem.
         start: u at the modules' own values, and at the middle of priors that follow the data.
+        place: 1 for the components of u with such a prior: places on logsnr.
         rows: Row of the posterior that each original trial became.
         unit_names: Labels of the units of generalisation.
         unit_dim: Their dimension: ``trial``, ``block`` or the variable asked for.
@@ -41,6 +42,7 @@ class Bound:
 
     posterior: Posterior
     start: Tensor
+    place: Tensor
     rows: np.ndarray
     unit_names: np.ndarray
     unit_dim: str
@@ -105,8 +107,8 @@ def join(
     index, group = kept(index), kept(group)
     parameters = Pooled(found) if group is None else Grouped(found, group)
     joint = posterior(model, parameters, trials, response, index, weight)
-    start = _start(parameters, centre)
-    return Bound(joint, start, rows, names, unit or dim, groups, dim, by)
+    start, place = _start(parameters, centre)
+    return Bound(joint, start, place, rows, names, unit or dim, groups, dim, by)
 
 
 def bind(
@@ -186,14 +188,17 @@ def _labels(data: xr.Dataset, name: str, dim: str) -> tuple[np.ndarray, np.ndarr
     return np.unique(data[name].values, return_inverse=True)
 
 
-def _start(parameters: Pooled | Grouped, centre: Mapping[str, Distribution]) -> Tensor:
-    """The modules' values, with places moved to where the stimuli are."""
+def _start(
+    parameters: Pooled | Grouped, centre: Mapping[str, Distribution]
+) -> tuple[Tensor, Tensor]:
+    """The modules' values, with places moved to where the stimuli are; and which are places."""
     pooled = parameters if isinstance(parameters, Pooled) else parameters.pooled
     u = parameters.start()
-    offset = 0
+    place, offset = torch.zeros_like(u), 0
     for site in pooled.sites:
         if site.name in centre:
             middle = site.unconstrain(site.prior.mean)
+            place[offset : offset + site.size] = 1.0
             u[offset : offset + site.size] = torch.where(torch.isfinite(middle), middle, 0.0)
         offset += site.size
-    return u
+    return u, place

@@ -20,6 +20,7 @@ from neurodiff.inference.posterior import Posterior
 
 _TOLERANCE = 1e-5  # nats that another Newton step would win
 _ROUNDS = 4  # of polishing, at most
+_NEAR = 1e-2  # nats from its minimum to which each start is followed; the best goes on
 
 
 @dataclass(frozen=True)
@@ -41,17 +42,6 @@ class Modes:
     converged: Tensor
     factor: Float[Tensor, "batch size size"]
     definite: Tensor
-
-    def improved(self, others: "Modes") -> "Modes":
-        """The better of two for each problem."""
-        better = others.log_prob > self.log_prob
-        both = {name: (value, getattr(others, name)) for name, value in vars(self).items()}
-        return Modes(
-            **{
-                name: torch.where(better.reshape(-1, *[1] * (own.dim() - 1)), other, own)
-                for name, (own, other) in both.items()
-            }
-        )
 
 
 def _factor(hessian: Float[Tensor, "batch size size"]) -> tuple[Tensor, Tensor]:
@@ -110,17 +100,17 @@ def best_modes(
     best = None
     for u in start:
         try:
-            found = find_modes(posterior, u, inverse)
+            found = minimise(lambda u: -posterior.log_prob(u), u, inverse, tolerance=_NEAR)
         except ValueError:
             if posterior.batch > 1:
                 raise
             continue  # another start may be finite
-        best = found if best is None else best.improved(found)
+        best = found if best is None else best.lower(found)
     if best is None:
         raise ValueError(
             "the log density is not finite at any starting point: check the data and the priors"
         )
-    return best
+    return find_modes(posterior, best.u, best.inverse)
 
 
 def _modes(found: Minimum, factor: Tensor, definite: Tensor) -> Modes:

@@ -43,6 +43,18 @@ class Minimum:
     inverse: Float[Tensor, "batch size size"]
     steps: int
 
+    def lower(self, other: "Minimum") -> "Minimum":
+        """Of each problem the lower of two minima."""
+        better = other.value < self.value
+        mine, theirs = vars(self), vars(other)
+        chosen = {
+            name: torch.where(
+                better.reshape(-1, *[1] * (mine[name].dim() - 1)), theirs[name], mine[name]
+            )
+            for name in ("u", "value", "gradient", "decrement", "inverse")
+        }
+        return Minimum(**chosen, steps=self.steps + other.steps)
+
     def converged(self, tolerance: float) -> Bool[Tensor, " batch"]:
         """Whether each problem is within ``tolerance`` of its minimum."""
         return self.decrement < tolerance

@@ -20,7 +20,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.func import functional_call, jacrev, vmap
+from torch.func import functional_call, vmap
 from torch.utils._pytree import tree_map
 
 from neurodiff.inference.groups import Grouped
@@ -215,9 +215,19 @@ class Posterior:
     def hessian(self, u: Float[Tensor, "batch size"]) -> Float[Tensor, "batch size size"]:
         """Second derivatives of log_prob."""
         each = self.size * self.response.shape[-1]
-        inner = jacrev(jacrev(self._density), chunk_size=max(1, _CELLS * self.size // each))
-        case, dims = self._case
-        return vmap(inner, (0, dims), chunk_size=max(1, _CELLS // each))(u, case).detach()
+        parts = torch.arange(self.batch, device=u.device).split(max(1, _CELLS // each))
+        return torch.cat([self.select(part)._hessian(u[part]) for part in parts])
+
+    def _hessian(self, u: Float[Tensor, "batch size"]) -> Float[Tensor, "batch size size"]:
+        # not jacrev: it would load torch's compiler, two seconds in every worker
+        leaf = u.detach().requires_grad_(True)
+        (gradient,) = torch.autograd.grad(self.log_prob(leaf).sum(), leaf, create_graph=True)
+        eye = torch.eye(self.size, dtype=u.dtype, device=u.device)[:, None].expand(-1, len(u), -1)
+        rows = [
+            torch.autograd.grad(gradient, leaf, some, retain_graph=True, is_grads_batched=True)[0]
+            for some in eye.split(max(1, _CELLS // self.response.shape[-1]))
+        ]
+        return torch.cat(rows).transpose(0, 1)
 
     @torch.no_grad()
     def draws_terms(

@@ -67,7 +67,7 @@ def study(
             :func:`neurodiff.inference.hypotheses.plan`.
         task: How responses are read.
         out: Run folder: new or empty, or one to resume.
-        method: ``Laplace(draws=500, starts=2)`` by default.
+        method: ``Laplace(draws=500, starts=3)`` by default.
         by: Coordinate whose values get hierarchical parameters.
         seed: Of all randomness.
         device: ``cpu``, ``cuda`` or ``auto``.
@@ -89,7 +89,7 @@ def study(
     usable, failed = _check_parts([_blocked(p) for p in parts], hypotheses, task, by)
     failed = {**(unread or {}), **failed}
     fits = _make(out)
-    method = Laplace(draws=500, starts=2) if method is None else method
+    method = Laplace(draws=500, starts=3) if method is None else method
     units = [Unit(part, h, task, method, by, seed, device) for part in usable for h in hypotheses]
     done, more = run_all(units, fits, executor, "fitting")
     failed |= more

@@ -92,7 +92,9 @@ def _likelihood_groups(
 ) -> dict[str, xr.Dataset]:
     joint, dim, name = bound.posterior, bound.unit_dim, _response(bound)
     if not loo:
-        by_unit = joint.draws_terms(flat[_thin(len(flat), _KEEP)][None])[1][0]
+        # resampled draws repeat
+        distinct, back = flat[_thin(len(flat), _KEEP)].unique(dim=0, return_inverse=True)
+        by_unit = joint.draws_terms(distinct[None])[1][0][back]
         kept = (["draw", dim], _array(by_unit).astype(np.float32))
         return {"log_likelihood": xr.Dataset({name: kept}, {dim: bound.unit_names})}
     elpd, k_hat, kept = _loo(joint, flat)

@@ -3,10 +3,10 @@ r"""The unit of work of a study: one pure call that leaves one file.
 .. math:: (\text{data part}, \text{hypothesis}, \text{method}, \text{seed}) \mapsto
           \text{posterior, held-out elpd}
 
-The file is named by the hypothesis and the hash of all inputs, written aside and renamed, so it is
-there whole or not at all, and what is there need not be computed again. Held-out scores follow what
-a claim generalises over: blocks of a time series by K-fold, subjects by leaving each out of the
-population, exchangeable trials by leave-one-out.
+The file is named by the hypothesis and the hash of all inputs and of the code, written aside and
+renamed, so it is there whole or not at all, and what is there need not be computed again. Held-out
+scores follow what a claim generalises over: blocks of a time series by K-fold, subjects by leaving
+each out of the population, exchangeable trials by leave-one-out.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import torch
@@ -43,7 +43,9 @@ from neurodiff.perception.beta_binomial import by_level, cell_of
 from neurodiff.perception.bounded import Bounded
 from neurodiff.perception.controls import permute
 
+_LAYERS = ("diffusion", "perception", "inference")  # whose code a fit depends on
 _HELD_OUT_DRAWS = 256  # a power of two, for which Sobol points are most even
+_FOLD_DRAWS = 192  # a third and two thirds are powers of two
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,11 +77,21 @@ class Unit:
 
     @cached_property
     def filename(self) -> str:
-        """Readable, and different whenever any input is."""
+        """Readable, and different whenever any input or the code is."""
         h = self.hypothesis
         key = (data_hash(self.data), h, self.task, self.method, self.by, self.seed)
-        digest = hashlib.sha256(repr((*key, neurodiff.__version__)).encode()).hexdigest()[:8]
+        code = (neurodiff.__version__, source_digest())
+        digest = hashlib.sha256(repr((*key, *code)).encode()).hexdigest()[:8]
         return f"{label(self.part, h.front_end, h.gauge, h.name)}-{digest}.nc"
+
+
+@cache
+def source_digest() -> str:
+    """Hash of the code that a result depends on: two states of it never share a file."""
+    digest, root = hashlib.sha256(), Path(neurodiff.__file__).parent
+    for path in sorted(p for layer in _LAYERS for p in (root / layer).rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def label(part: str, front_end: str, gauge: str, hypothesis: str) -> str:
@@ -215,7 +227,7 @@ def _score(tree: xr.DataTree, unit: Unit, bound: Bound, modes: Modes | None) -> 
         tree["loso"] = leave_one_group_out(bound, 4 * _HELD_OUT_DRAWS, unit.seed)
     elif bound.unit_dim == "block":
         fold = alternating(len(bound.unit_names))
-        elpd, k_hat = yield from kfold(bound, modes, fold, _HELD_OUT_DRAWS, unit.seed, nuts)
+        elpd, k_hat = yield from kfold(bound, modes, fold, _FOLD_DRAWS, unit.seed, nuts)
         tree["kfold"] = xr.Dataset({"elpd": ("block", elpd), "k_hat": ("block", k_hat)})
     elif "loo" in tree.children:
         loo = tree["loo"].to_dataset()

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, LogNormal, Normal, constraints
 
-from neurodiff.diffusion.law import bisect
+from neurodiff.diffusion.law import bisect, finite
 from neurodiff.diffusion.weighting import SurvivalWeighting, Weighting, to_stopping
 from neurodiff.perception.frontend import Nominal, middle
 from neurodiff.perception.ideal import Ideal, hermite
@@ -84,10 +84,10 @@ def stopped(weighting: SurvivalWeighting | Gauge, logsnr: Tensor) -> Tensor:
     tensor([0.0000, 0.5000, 1.0000])
     """
     # at ±inf a derivative would be inf·0 = NaN, so the law never sees them
-    finite = torch.isfinite(logsnr)
-    inside = torch.where(finite, logsnr, 0.0)
-    cdf = weighting.stopped(inside) if isinstance(weighting, Gauge) else weighting.law().cdf(inside)
-    return torch.where(finite, cdf, (logsnr > 0).to(cdf.dtype))
+    inside = finite(logsnr)
+    if isinstance(weighting, Gauge):
+        return weighting.stopped(inside)
+    return weighting.law().cdf(inside)
 
 
 def places(

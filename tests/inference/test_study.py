@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 import torch
 import xarray as xr
 
+import neurodiff
 from neurodiff.inference import study as module
 from neurodiff.inference import unit as unit_module
 from neurodiff.inference.compare import compare
@@ -26,7 +28,7 @@ from neurodiff.inference.hypotheses import Hypothesis, Task, build, common_task,
 from neurodiff.inference.laplace import Laplace
 from neurodiff.inference.pool import workers
 from neurodiff.inference.study import Unfinished, study, sweep
-from neurodiff.inference.unit import Unit, run_unit, solve
+from neurodiff.inference.unit import Unit, run_unit, solve, source_digest
 
 QUICK = Laplace(draws=60, starts=1)
 TASK = Task("threshold", "correct", choices=2, history=0, most=None)
@@ -145,6 +147,25 @@ def test_a_file_is_named_by_all_that_its_result_depends_on():
         unit(hypothesis=replace(SMALL[0], permuted=True)),
     ]
     assert len({own.filename, *(o.filename for o in others)}) == 7
+
+
+def test_another_state_of_the_code_has_files_of_its_own(tmp_path, monkeypatch):
+    """Or a resumed run would mix fits of both."""
+    package = Path(neurodiff.__file__).parent
+    for layer in ("diffusion", "perception", "inference"):
+        shutil.copytree(package / layer, tmp_path / layer)
+    own = unit().filename
+    monkeypatch.setattr(neurodiff, "__file__", str(tmp_path / "__init__.py"))
+    source_digest.cache_clear()
+    assert unit().filename == own  # wherever it stands
+    for layer in ("diffusion", "perception", "inference"):
+        with next((tmp_path / layer).glob("*.py")).open("a") as file:
+            file.write("# changed\n")
+        source_digest.cache_clear()
+        assert unit().filename != own
+        own = unit().filename
+    monkeypatch.undo()
+    source_digest.cache_clear()
 
 
 def test_a_unit_leaves_one_whole_file_and_is_not_run_again(tmp_path, monkeypatch):
