@@ -103,15 +103,16 @@ class Shared:
 
     def _add(self, proposal: SplitT | Prior | Cloud, u: Float[Tensor, "problem draw size"]) -> None:
         """Add draws, and the density of their proposal to that of all others."""
-        prior, by_unit = self.posterior.draws_terms(u)
-        new, entry = u.flatten(0, 1), (proposal, u.shape[0], u.shape[1])
+        new = u.flatten(0, 1)
+        prior, by_unit = self.posterior.draws_terms(new[None])
+        entry = (proposal, u.shape[0], u.shape[1])
         self._proposals.append(entry)
         old = torch.logaddexp(self._log_q, _log_share(*entry, self.u))
         there = torch.stack([_log_share(*q, new) for q in self._proposals]).logsumexp(0)
         self._log_q = torch.cat([old, there])
-        self._prior = torch.cat([self._prior, prior.flatten()])
+        self._prior = torch.cat([self._prior, prior[0]])
         self.u = torch.cat([self.u, new])
-        self.by_unit = torch.cat([self.by_unit, by_unit.flatten(0, 1)])
+        self.by_unit = torch.cat([self.by_unit, by_unit[0]])
 
 
 def _log_share(
