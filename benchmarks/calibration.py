@@ -15,6 +15,9 @@ from torch.distributions import LogNormal, Normal
 
 import neurodiff as nd
 from neurodiff.inference.calibration import calibrate, recovery
+from neurodiff.perception import bounds
+from neurodiff.perception.bounded import Bounded
+from neurodiff.perception.drifts import Power
 from neurodiff.perception.frontend import InternalNoise
 from neurodiff.perception.ideal import Binary
 
@@ -29,6 +32,13 @@ def choices(repeats):
 def bins(count):
     level = np.linspace(-5, 5, count)
     return xr.Dataset({"logsnr": ("time", level), "count": ("time", np.ones_like(level))})
+
+
+def decisions(repeats):
+    strength = np.repeat([-0.3, -0.1, 0.0, 0.1, 0.3], repeats)
+    columns = {"strength": strength, "choice_known": np.ones_like(strength)}
+    columns |= {"signed_rt": np.ones_like(strength)}
+    return xr.Dataset({name: ("trial", values) for name, values in columns.items()})
 
 
 def survival(law):
@@ -80,17 +90,25 @@ def models():
         bins(100),
         spikes | place,
     )
+    # bounds that simulated decisions reach within the horizon, in more than a few of the steps
+    reached = {"bound.height": LogNormal(0.0, 0.3), "drift.gain": LogNormal(np.log(8.0), 0.4)}
+    for name, bound in (("constant", bounds.Constant()), ("exponential", bounds.Exponential())):
+        model = Bounded(Power(), bound, 2.0, 60, start=0.0)
+        yield f"choice and time, {name} bound", model, decisions(30), reached
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sets", type=int, default=300)
+    parser.add_argument("--only", default="", help="models whose names hold this")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".csv"))
     options = parser.parse_args()
     torch.set_default_dtype(torch.float64)
     torch.set_num_threads(1)
     rows = []
     for name, model, design, priors in models():
+        if options.only not in name:
+            continue
         began = time.perf_counter()
         result = calibrate(model, design, sets=options.sets, priors=priors, seed=0)
         seconds = time.perf_counter() - began

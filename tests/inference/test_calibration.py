@@ -11,6 +11,9 @@ from neurodiff.inference.calibration import calibrate, recovery, simulate, unifo
 from neurodiff.inference.join import bind
 from neurodiff.inference.posterior import posterior
 from neurodiff.inference.priors import Pooled, sites
+from neurodiff.perception.bounded import Bounded
+from neurodiff.perception.bounds import Exponential
+from neurodiff.perception.drifts import Power
 
 
 def design(repeats=20):
@@ -92,6 +95,20 @@ def test_spikes_are_calibrated():
         "weighting.law.loc": Normal(0.0, 2.0),
     }
     result = calibrate(model, data, sets=300, priors=priors, seed=0)
+    assert result.family_p > 0.01, result.p_values
+
+
+@pytest.mark.slow
+def test_choices_and_times_are_calibrated():
+    strength = np.repeat([-0.3, -0.1, 0.1, 0.3], 25)
+    columns = {"strength": strength, "choice_known": np.ones(100), "signed_rt": np.ones(100)}
+    data = xr.Dataset({name: ("trial", values) for name, values in columns.items()})
+    priors = {
+        "bound.height": torch.distributions.LogNormal(0.0, 0.3),
+        "drift.gain": torch.distributions.LogNormal(2.1, 0.4),
+    }
+    model = Bounded(Power(), Exponential(), 2.0, 60, start=0.0)
+    result = calibrate(model, data, sets=60, priors=priors, seed=0)
     assert result.family_p > 0.01, result.p_values
 
 
