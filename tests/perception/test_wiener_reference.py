@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.func import functional_call
 
 import neurodiff as nd
 from neurodiff.data.choice_rt import choice_rt
@@ -39,7 +40,9 @@ def test_the_maximum_of_the_likelihood(wanted):
     joint = bound.posterior
 
     def negative(u):
-        return -(joint.rows(u[0], joint.response) @ joint.weight)[None]
+        values = joint.parameters.trial_values(u[0])
+        answer = functional_call(joint.model, values, (joint.trials,))
+        return -(answer.log_prob(joint.response) @ joint.weight)[None]
 
     found = minimise(negative, bound.start[None], tolerance=1e-9, steps=400)
     got = {k: v.item() for k, v in bound.pooled.constrain(found.u[0]).items()}
