@@ -88,7 +88,7 @@ def run():
             quantiles = summary.quantiles(w)
             for key in ("q05", "median", "q95"):
                 kept.append(_array(quantiles[key], found, name, curve, key))
-    pd.DataFrame(rows).to_csv(RESULTS / "05_half_heights.csv", index=False, float_format="%.4g")
+    pd.DataFrame(rows).round(4).to_csv(RESULTS / "05_half_heights.csv", index=False)
     pd.concat(kept).to_csv(RESULTS / "05_curves.csv", index=False, float_format="%.4g")
 
 
@@ -164,7 +164,7 @@ def slopes(ax, places):
     ax.text(0.0, -0.75, "one weighting", fontsize=6, ha="left", va="bottom")
     ax.text(1.0, -0.75, "the clock", fontsize=6, ha="right", va="bottom")
     ax.set_yticks(range(len(names)), names)
-    ax.set(ylim=(len(names) - 0.4, -0.8), xlim=(-0.1, 1.1))
+    ax.set(ylim=(len(names) - 0.4, -0.8), xlim=(-0.1, 1.2))
     ax.set_xlabel("slope of half-heights on 2 log strength (median, 90 %)")
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, 1.35), ncols=3, fontsize=5.5)
 
