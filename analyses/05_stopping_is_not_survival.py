@@ -53,7 +53,6 @@ def curves(data):
     horizon = float(np.ceil(20 * np.abs(data["signed_rt"].values).max()) / 20)
     bound = join(decision("weibull", horizon), data)
     generator = torch.Generator().manual_seed(0)
-    # by weights alone: chains, which would take over where k-hat is high, take an hour here
     draws = importance_draws(bound.posterior, modes_of(bound, 2, 0), 1000, generator)
     return stopping_curves(bound, draws.resample(500, generator)[0]), draws.k_hat[0].item()
 
