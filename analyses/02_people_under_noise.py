@@ -26,6 +26,7 @@ from neurodiff.inference.fit import modes_of
 from neurodiff.inference.hypotheses import plan, task_of
 from neurodiff.inference.join import join
 from neurodiff.inference.laplace import find_modes
+from neurodiff.inference.posterior import on_one_thread
 from neurodiff.inference.study import study
 from neurodiff.perception.frontend import InternalNoise
 
@@ -74,6 +75,7 @@ def thresholds(mapping):
     return rows
 
 
+@on_one_thread
 def over_images(mapping, replicates=500):
     """Networks less people again, with the image as the unit: the networks all saw the same.
 

@@ -27,7 +27,6 @@ from neurodiff.inference.join import join
 from neurodiff.inference.laplace import find_modes
 from neurodiff.inference.nuts import NUTS, run_chain
 from neurodiff.inference.stages import two_stages
-from neurodiff.inference.together import alone
 from neurodiff.inference.tree import _loo
 from neurodiff.perception.frontend import InternalNoise, PowerFilter
 
@@ -88,13 +87,7 @@ def recording(long):
     draws, _ = clock(lambda: importance_draws(joint, modes, 1000, torch.Generator().manual_seed(0)))
     note("recording: 1000 proposals weighed", draws, floor)
     note("recording: Laplace fit, 500 draws", cold + draws, floor, "0.3 s")
-    fold = torch.as_tensor(alternating(len(bound.unit_names)))
-    folds = joint.with_mask((fold[None] != torch.arange(5)[:, None]).to(joint.mask))
-    inverse = (modes.factor @ modes.factor.mT).expand(5, -1, -1)
-    warm, _ = clock(lambda: find_modes(folds, modes.u.expand(5, -1), inverse))
-    note("recording: modes of five folds from the full fit", warm, floor, "0.3 s")
-    fold = alternating(len(bound.unit_names))
-    held, _ = clock(lambda: alone(kfold(bound, modes, fold, 256, 0)), 2)
+    held, _ = clock(lambda: kfold(bound, modes, alternating(len(bound.unit_names)), 192, 0), 2)
     note("recording: held-out scores of five folds", held, floor)
     draws = 1000 if long else 50
     began = time.process_time()
