@@ -17,6 +17,8 @@ from cyclopts import App, CycloptsError, Parameter
 from neurodiff import __version__
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     import pandas as pd
     from rich.console import Console
 
@@ -81,9 +83,7 @@ def demo(*, out: Path | None = None, seed: int = 0, workers: int = 2) -> int:
     task = common_task([task_of(part) for part in parts])
     rows = plan(task, ("none", "power-filter"))
     out = out or _next_run()
-    code = _run(parts, rows, task, out, workers, seed=seed)
-    _draw(out)
-    return code
+    return _run(parts, rows, task, out, workers, drawn=True, seed=seed)
 
 
 @app.command
@@ -304,20 +304,30 @@ def _next_run() -> Path:
     return Path("runs") / f"{max(taken, default=0) + 1:03d}"
 
 
-def _run(parts, rows, task, out: Path, processes: int, **options) -> int:  # noqa: ANN001, ANN003
-    """A study in worker processes, its tables and summary printed."""
+def _run(  # noqa: ANN202
+    parts,  # noqa: ANN001
+    rows,  # noqa: ANN001
+    task,  # noqa: ANN001
+    out: Path,
+    processes: int,
+    drawn: bool = False,
+    **options,  # noqa: ANN003
+):
+    """A study in worker processes, its tables and summary printed, and its report if asked."""
     from neurodiff.inference.describe import describe
     from neurodiff.inference.pool import workers
     from neurodiff.inference.study import study, sweep
 
+    command = " ".join(["neurodiff", *sys.argv[1:]])
     try:
         with workers(processes) as executor:
-            command = " ".join(["neurodiff", *sys.argv[1:]])
             table = study(parts, rows, task, out, executor=executor, command=command, **options)
+            _show(table)
+            print(describe(out))
+            if drawn:
+                _draw(out, executor)
     finally:
         sweep(out)
-    _show(table)
-    print(describe(out))
     return 1 if json.loads((out / "run.json").read_text())["failed"] else 0
 
 
@@ -340,11 +350,11 @@ def _status(what: str) -> Iterator[None]:
         yield
 
 
-def _draw(out: Path) -> None:
+def _draw(out: Path, executor: "Executor | None" = None) -> None:
     from neurodiff.report import report
 
     with _status("drawing"):
-        path = report(out)
+        path = report(out, executor)
     print(f"report: {path}")
 
 

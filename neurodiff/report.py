@@ -8,6 +8,7 @@ each is there whole or not at all.
 
 import json
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from functools import partial
 from pathlib import Path
 
@@ -42,11 +43,12 @@ _CAPTIONS = {
 }
 
 
-def report(run_folder: str | Path) -> Path:
+def report(run_folder: str | Path, executor: Executor | None = None) -> Path:
     """Draw the figures of a run and write its report.
 
     Args:
         run_folder: The folder of a finished run: ``fits/``, ``comparison.csv``, ``run.json``.
+        executor: Where figures are drawn; in this process by default.
 
     Returns:
         The path of ``report.html``; the figures are in ``figures/`` beside it.
@@ -59,19 +61,22 @@ def report(run_folder: str | Path) -> Path:
     best = {tuple(row[c] for c in _LABELS) for row in page.records(table) if page.is_best(row)}
     rows = {path: _opened(path, [*page.SCORES, "information"]) for path in paths}
     # what the data say is measured by the flexible law, and shown beneath the curves of the others
-    informed = {_where(row): row for row in rows.values() if "information" in row.children}
-    figures, parameters = [], []
+    informed = {path: row for path, row in rows.items() if "information" in row.children}
+    winners = {
+        path: next((p for p, r in informed.items() if _where(r) == _where(row)), None)
+        for path, row in rows.items()
+        if tuple(str(row.attrs.get(c, "")) for c in _LABELS) in best
+    }
     (folder / "figures").mkdir(exist_ok=True)
-    with style.context(plot.STYLE):
-        for data in dict.fromkeys(table["data"]):
-            mine = pd.DataFrame(table[table["data"] == data])
-            title = f"{data}: {len(mine)} hypotheses and controls"
-            figures.append(_figure(folder, "comparison", data, title, plot.comparison, mine))
-        for path, row in rows.items():
-            if tuple(str(row.attrs.get(c, "")) for c in _LABELS) in best:
-                fit = _opened(path)
-                figures += _figures_of(folder, fit, informed.get(_where(row)))
-                parameters.append(page.parameters(fit))
+    each = map if executor is None else executor.map
+    # the long ones first; what is drawn elsewhere comes back in order
+    drawn = each(partial(_figures_of, folder), list(winners), list(winners.values()))
+    tables = [pd.DataFrame(table[table["data"] == d]) for d in dict.fromkeys(table["data"])]
+    figures = list(each(partial(_comparison, folder), tables))
+    parameters = []
+    for some, text in drawn:
+        figures += some
+        parameters.append(text)
     fits = [page.fit_row(row) for row in rows.values()]
     about = {str(row.attrs.get("data", "")): row.attrs for row in rows.values()}
     text = page.render(table, facts, figures, parameters, fits, about)
@@ -142,10 +147,21 @@ def _plain(group: h5netcdf.Group) -> xr.Dataset:
 # figures
 
 
-def _figures_of(folder: Path, fit: xr.DataTree, informed: xr.DataTree | None) -> list[str]:
-    """Weighting, stopping density and responses of one fit; what it does not hold is left out."""
+def _comparison(folder: Path, table: pd.DataFrame) -> str:
+    """All hypotheses about one part of the data."""
+    data = str(table["data"].iloc[0])
+    title = f"{data}: {len(table)} hypotheses and controls"
+    return _figure(folder, "comparison", data, title, plot.comparison, table)
+
+
+def _figures_of(folder: Path, path: Path, informed: Path | None) -> tuple[list[str], str]:
+    """Weighting, stopping density and responses of one fit, and its parameters.
+
+    What it does not hold is left out.
+    """
+    fit = _opened(path)
     if informed is not None:
-        fit["information"] = informed["information"].to_dataset()
+        fit["information"] = _opened(informed, ["information"])["information"].to_dataset()
     data, end, gauge, name, kind = (str(fit.attrs.get(c, "")) for c in (*_LABELS, "kind"))
     where, title = f"{data}-{end}", f"{page.name_of(name, gauge, kind)}, {data}, front end {end}"
     drawn = []
@@ -161,26 +177,27 @@ def _figures_of(folder: Path, fit: xr.DataTree, informed: xr.DataTree | None) ->
         tested = fit["constant_data"].to_dataset()
         trials = tested.merge(fit["observed_data"].to_dataset()).assign_attrs(tested.attrs)
         drawn.append(_figure(folder, "response", where, title, plot.response, fit, trials))
-    return drawn
+    return drawn, page.parameters(fit)
 
 
 def _figure(
     folder: Path, what: str, where: str, title: str, draw: Callable[..., Axes], *data: object
 ) -> str:
     """Draw a figure, leave it as png, pdf and csv, and give its place in the page."""
-    ax = draw(*data)
-    figure = ax.get_figure(root=True)
     stem = f"{what}-{_slug(where)}"
     target = folder / "figures" / stem
-    try:
-        for kind, extra in (("png", {}), ("pdf", {"metadata": {"CreationDate": None}})):
-            save = partial(figure.savefig, format=kind, **extra)  # pyright: ignore
-            _write(target.with_name(f"{stem}.{kind}"), save)
-            figure.set_layout_engine("none")  # pyright: ignore  # laid out once is enough
-        numbers = partial(plot.behind(ax).to_csv, index=False, float_format="%.6g")
-        _write(target.with_name(f"{stem}.csv"), numbers)
-    finally:
-        plt.close(figure)  # pyright: ignore[reportArgumentType]
+    with style.context(plot.STYLE):
+        ax = draw(*data)
+        figure = ax.get_figure(root=True)
+        try:
+            for kind, extra in (("png", {}), ("pdf", {"metadata": {"CreationDate": None}})):
+                save = partial(figure.savefig, format=kind, **extra)  # pyright: ignore
+                _write(target.with_name(f"{stem}.{kind}"), save)
+                figure.set_layout_engine("none")  # pyright: ignore  # laid out once is enough
+            numbers = partial(plot.behind(ax).to_csv, index=False, float_format="%.6g")
+            _write(target.with_name(f"{stem}.csv"), numbers)
+        finally:
+            plt.close(figure)  # pyright: ignore[reportArgumentType]
     image = target.with_name(f"{stem}.png").read_bytes()
     return page.figure(image, title, _CAPTIONS[what], f"figures/{stem}.pdf, .csv")
 

@@ -13,6 +13,7 @@ from matplotlib import pyplot as plt
 from scipy.special import expit
 
 from neurodiff import page
+from neurodiff.inference.pool import workers
 from neurodiff.report import report
 
 ROWS = [  # hypothesis, kind, gauge, difference, its se, verdict
@@ -296,3 +297,12 @@ def test_a_hypothesis_without_weighting_has_no_curves(finished, broken):
     report(broken)
     drawn = {p.stem for p in (broken / "figures").iterdir()}
     assert drawn == {"comparison-eyes-1", "response-eyes-1-none"}
+
+
+def test_figures_drawn_by_workers_make_the_same_page(finished, text):
+    # these tests compute in double precision, which a worker does not know of: but for the pixels
+    def plain(page):
+        return re.sub(r"base64,[^\"]+", "", page)
+
+    with workers(2) as executor:
+        assert plain(report(finished, executor).read_text(encoding="utf-8")) == plain(text)

@@ -100,7 +100,9 @@ def best_modes(
     best = None
     for u in start:
         try:
-            found = minimise(lambda u: -posterior.log_prob(u), u, inverse, tolerance=_NEAR)
+            # later starts have the scale that the best one so far has found
+            scale = inverse if best is None else best.inverse
+            found = minimise(lambda u: -posterior.log_prob(u), u, scale, tolerance=_NEAR)
         except ValueError:
             if posterior.batch > 1:
                 raise

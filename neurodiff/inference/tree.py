@@ -28,7 +28,7 @@ from neurodiff.inference.svi import SVI
 _KEEP = 500  # draws kept of log likelihoods
 _PREDICT = 100  # draws of the posterior predictive, at most
 _PREDICTED = 20_000_000  # its responses, at most
-_TILED = 20_000  # of them drawn in one call
+_TILED = 10_000  # of them drawn in one call: more are drawn faster one draw at a time
 _CHUNK = 8_000_000  # log likelihoods at a time
 
 
@@ -110,12 +110,13 @@ def _predictive(bound: Bound, flat: Float[Tensor, "draw size"], seed: int) -> xr
     most = max(1, _PREDICTED // len(bound.rows))
     chosen = flat[_thin(len(flat), min(_PREDICT, most))]
     rows, grouped = torch.as_tensor(bound.rows, device=flat.device), bound.by is not None
-    drawn = []
+    joint, drawn = bound.posterior.take(rows), []
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
         for some in chosen.split(1 if grouped else max(1, _TILED // len(rows))):
             # several draws are one call: their trials side by side, with parameters of their own
-            joint = bound.posterior.take(rows.repeat(len(some)))
+            if len(joint.unit) != len(some) * len(rows):
+                joint = bound.posterior.take(rows.repeat(len(some)))
             if len(some) == 1:
                 values = joint.parameters.trial_values(some[0])
             else:
