@@ -9,11 +9,13 @@ and time does not exist here. By Tweedie's formula a denoiser is a score,
 
 from abc import ABC, abstractmethod
 
+import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from neurodiff.diffusion.logsnr import alpha, sigma
 from neurodiff.diffusion.named import check_name
-from neurodiff.diffusion.parameterization import PAIRS, convert
+from neurodiff.diffusion.parameterization import PAIRS, convert, like
 
 
 class Denoiser(nn.Module, ABC):
@@ -78,6 +80,65 @@ class NetworkDenoiser(Denoiser):
     def extra_repr(self) -> str:
         """The parameterization, for ``repr``."""
         return f"parameterization={self.parameterization!r}"
+
+
+class LevelDenoiser(Denoiser):
+    r"""A network that says how likely each level of each number is, given all the others.
+
+    .. math:: \hat x_i = \sum_k l_k\, \mathrm{softmax}_k\big(\text{net}_{ik}(z, λ)
+        - \tfrac12 e^{λ} (z_i/α - l_k)^2\big), \qquad l_k = 2 (k + ½)/K - 1
+
+    For data of few levels, such as images of K grey levels. What a number's own noisy value says of
+    it is known and added; the network has to say what the rest does.
+
+    Args:
+        network: as in :class:`NetworkDenoiser`, but returns (batch, K, ...).
+        levels: K.
+
+    Raises:
+        ValueError: an output of another shape.
+
+    >>> import torch
+    >>> class Flat(nn.Module):
+    ...     def forward(self, z, logsnr):
+    ...         return torch.zeros(len(z), 2, *z.shape[1:])
+    >>> LevelDenoiser(Flat(), 2)(torch.ones(1, 3), torch.tensor(-torch.inf))[0, 0]
+    tensor(0.)
+    """
+
+    at: Tensor
+
+    def __init__(self, network: nn.Module, levels: int) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("at", 2 * (torch.arange(levels) + 0.5) / levels - 1)
+
+    def log_levels(
+        self,
+        z: Float[Tensor, "batch *event"],
+        logsnr: Float[Tensor, "..."],
+        cond: Shaped[Tensor, "batch ..."] | None = None,
+    ) -> Float[Tensor, "batch level *event"]:
+        """Log probability of each level of each number, given z."""
+        logsnr = per_example(logsnr, z)
+        logits = self.network(z, logsnr) if cond is None else self.network(z, logsnr, cond)
+        wanted = (len(z), len(self.at), *z.shape[1:])
+        if logits.shape != wanted:
+            raise ValueError(f"the network returned {tuple(logits.shape)}, wanted {wanted}")
+        at = self.at.to(z).reshape(-1, *(1,) * (z.ndim - 1))
+        # e^λ (z/α - l)² = (z - α l)² / σ², which holds at λ = -inf too
+        a, s = like(alpha(logsnr), z)[:, None], like(sigma(logsnr), z)[:, None]
+        return (logits - 0.5 * ((z[:, None] - a * at) / s).square()).log_softmax(1)
+
+    def forward(
+        self,
+        z: Float[Tensor, "batch *event"],
+        logsnr: Float[Tensor, "..."],
+        cond: Shaped[Tensor, "batch ..."] | None = None,
+    ) -> Float[Tensor, "batch *event"]:
+        """The mean over levels."""
+        p = self.log_levels(z, logsnr, cond).exp()
+        return torch.einsum("k,bk...->b...", self.at.to(p), p)
 
 
 def per_example(logsnr: Tensor, z: Tensor) -> Tensor:

@@ -230,19 +230,27 @@ def level_decoder(
     x: Float[Tensor, "batch *event"],
     z: Float[Tensor, "batch *event"],
     logsnr: Float[Tensor, " batch"],
+    levels: int = LEVELS,
 ) -> Float[Tensor, " batch"]:
-    """Log P(x|z) of 8-bit images: N(z/α; level, e^−λ), normalised over the 256 levels of a pixel.
+    """Log P(x|z) of images of few levels: N(z/α; level, e^−λ), normalised over those of a pixel.
+
+    Args:
+        x: on the levels.
+        z: its noisy version.
+        logsnr: (batch,).
+        levels: K; 256 of an 8-bit image. Others by ``functools.partial``.
 
     Raises:
-        ValueError: x is not on the levels 2 (k + ½) / 256 − 1.
+        ValueError: x is not on the levels 2 (k + ½) / K − 1.
     """
-    place = (x + 1) * LEVELS / 2 - 0.5
-    if not torch.allclose(place, place.round(), atol=1e-3) or place.min() < 0 or place.max() > 255:
+    place = (x + 1) * levels / 2 - 0.5
+    on = torch.allclose(place, place.round(), atol=1e-3)
+    if not on or place.min() < -0.5 or place.max() > levels - 0.5:
         raise ValueError(
-            f"x must lie on the levels 2 (k + ½) / {LEVELS} − 1, k = 0 … {LEVELS - 1}; use "
+            f"x must lie on the levels 2 (k + ½) / {levels} − 1, k = 0 … {levels - 1}; use "
             "flat_decoder for dequantised or continuous x"
         )
-    level = (2 * torch.arange(LEVELS, dtype=x.dtype, device=x.device) + 1) / LEVELS - 1
+    level = (2 * torch.arange(levels, dtype=x.dtype, device=x.device) + 1) / levels - 1
     scaled, snr = z / like(alpha(logsnr), z), like(logsnr.exp(), z)
     total = (-0.5 * snr[..., None] * (scaled[..., None] - level).square()).logsumexp(-1)
     return (-0.5 * snr * (scaled - x).square() - total).reshape(len(x), -1).sum(1)
