@@ -25,6 +25,7 @@ _WHERE = {
     "load": "neurodiff.data.datasets:load",
     "read": "neurodiff.data.read:read",
     # diffusion
+    "recipe": "neurodiff.diffusion.recipe:recipe",
     "schedule": "neurodiff.diffusion.schedule:schedule",
     "weighting": "neurodiff.diffusion.weighting:weighting",
     "SurvivalWeighting": "neurodiff.diffusion.weighting:SurvivalWeighting",
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from neurodiff.data.datasets import load as load
     from neurodiff.data.read import read as read
     from neurodiff.diffusion import laws as laws
+    from neurodiff.diffusion.recipe import recipe as recipe
     from neurodiff.diffusion.schedule import schedule as schedule
     from neurodiff.diffusion.weighting import (
         SurvivalWeighting as SurvivalWeighting,
