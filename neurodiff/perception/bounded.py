@@ -26,7 +26,7 @@ from neurodiff.perception.ideal import hermite
 from neurodiff.perception.reaction import LogDensity, Reaction, cubic, part
 
 _LEAST = 1e-140  # density below which it is 0: the second derivative of its log would overflow
-_CONDITIONS = 8  # about as many strengths as experiments have
+CONDITIONS = 8  # about as many strengths as experiments have
 _NODES = 5  # of the quadrature over starting points
 
 
@@ -89,7 +89,7 @@ class Bounded(Reaction):
     def cells(self) -> int:
         """Numbers in the largest temporary of one evaluation, for chunks of draws that fit."""
         steady = isinstance(self.drift, Power)
-        return len(self.time) ** 2 * (2 if steady else 4 * _CONDITIONS)
+        return len(self.time) ** 2 * (2 if steady else 4 * CONDITIONS)
 
     def _decisions(
         self, values: dict[str, Tensor], stimulus: dict[str, Tensor]
