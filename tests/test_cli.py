@@ -296,6 +296,18 @@ def test_bad_choices_and_times(here, capsys, change, options, message):
     assert not Path("run").exists()
 
 
+def test_deadlines_of_each_trial_s_own(here, capsys):
+    frame = decisions(100)
+    frame["deadline"] = np.random.default_rng(1).choice([0.7, 0.9, 1.5], len(frame))
+    frame.loc[frame["rt"] > frame["deadline"], ["rt", "choice"]] = np.nan
+    frame.to_csv("rt.csv", index=False)
+    tokens = ["fit", "rt.csv", "--model", "bounded", "--bound", "time-stop"]
+    assert main([*tokens, "--out", "run"]) == 0
+    assert "horizon=1.5" in Path("run/run.json").read_text()
+    assert main([*tokens, "--deadline", "1"]) == 2
+    assert "leave out one of them" in capsys.readouterr().err
+
+
 def test_a_deadline_and_missing_times(here, capsys):
     frame = decisions()
     frame.loc[frame["rt"] > 0.9, "rt"] = np.nan

@@ -68,7 +68,7 @@ def check_bound(name: str) -> None:
 
 
 def horizon_of(data: xr.Dataset) -> float:
-    """Seconds up to which times are modelled: the deadline, else the longest time, rounded up.
+    """Seconds up to which times are modelled: the last deadline, else the longest time, rounded up.
 
     Raises:
         ValueError: If that is more than ten seconds.
@@ -76,14 +76,16 @@ def horizon_of(data: xr.Dataset) -> float:
     >>> horizon_of(xr.Dataset({"signed_rt": ("trial", [0.41, -1.23])}))
     1.25
     """
-    deadline = float(data.attrs.get("deadline", np.nan))
+    own = data.get("deadline", data.attrs.get("deadline", np.nan))
+    deadline = float(np.max(own))
     times = np.abs(data["signed_rt"].values)
     longest = deadline if np.isfinite(deadline) else float(times[np.isfinite(times)].max())
     if longest > _LONGEST:
         late = int((times > _LONGEST).sum())
         raise ValueError(
-            f"the longest reaction time is {longest:g} s ({late} are above {_LONGEST:g} s), too "
-            "long for a decision: give --deadline, after which there is no answer, or drop these"
+            f"the longest reaction time or deadline is {longest:g} s ({late} times are above "
+            f"{_LONGEST:g} s), too long for a decision: give --deadline, after which there is no "
+            "answer, or drop these"
         )
     return deadline if np.isfinite(deadline) else math.ceil(20 * longest) / 20
 
