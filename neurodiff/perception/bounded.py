@@ -95,9 +95,20 @@ class Bounded(Reaction):
     ) -> Float[Tensor, "condition time 2"]:
         """Densities of decision time and choice."""
         b, slope = functional_call(self.bound, part("bound.", values), (self.time,))
-        moved = functional_call(self.drift, part("drift.", values), (stimulus, self.time))
         x, weight = self._starts(values)
-        return (self._passages(b, slope, moved, x) * weight[:, None, None]).sum(-3)
+        strength, sizes, of = stimulus.get("strength"), None, None
+        alike = all(v.dim() <= self._dims[name] for name, v in values.items())
+        if strength is not None and alike and getattr(self.drift, "odd", False):
+            sizes, of = torch.unique(strength[:, 0].abs(), return_inverse=True)
+        if strength is None or sizes is None or len(sizes) == len(strength):
+            moved = functional_call(self.drift, part("drift.", values), (stimulus, self.time))
+            return (self._passages(b, slope, moved, x) * weight[:, None, None]).sum(-3)
+        # the path of -c from x is the mirror of that of c from -x, which has the same matrix
+        one = {"strength": sizes[:, None]}
+        moved = functional_call(self.drift, part("drift.", values), (one, self.time))
+        both = self._passages(b, slope, moved, torch.cat([x, -x], -1))
+        up, down = (both.unflatten(-3, (2, -1)) * weight[:, None, None]).sum(-3).unbind(-3)
+        return torch.where(strength[..., None] < 0, down[of].flip(-1), up[of])
 
     def _passages(
         self, b: Tensor, slope: Tensor, moved: Steady | Path, x: Tensor
