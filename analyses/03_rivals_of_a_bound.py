@@ -103,28 +103,31 @@ def folds(data, seed=0):
     return fold
 
 
-@on_one_thread
 def scores(study, subject, model):
     """Held-out log density of each trial, and what is to be known of the fit to all of them."""
-    began = time.process_time()
     data = trials(study, subject)
-    fold = folds(data)
-    bound = join(MODELS[model](*STUDIES[study][2:]), data.assign_coords(fold=("trial", fold)),
-                 unit="fold")  # fmt: skip
+    return held_out(MODELS[model](*STUDIES[study][2:]), data, folds(data))
+
+
+@on_one_thread
+def held_out(model, data, fold):
+    """Log density of each trial at the mode of the other folds, and the fit to all of them."""
+    began = time.process_time()
+    bound = join(model, data.assign_coords(fold=("trial", fold)), unit="fold")
     full = modes_of(bound, 2, 0)
     # all folds are one batch, each trained on the other four
     others = bound.posterior.with_mask(1 - torch.eye(FOLDS, dtype=torch.float64))
     inverse = (full.factor @ full.factor.mT).expand(FOLDS, -1, -1)
     modes = find_modes(others, full.u.expand(FOLDS, -1), inverse)
-    y = bound.posterior._answers[0]
-    with torch.no_grad():
-        rows = torch.stack([bound.posterior.rows(u, y) for u in modes.u]).numpy()
-    fitted = {k: v.item() for k, v in bound.pooled.constrain(full.u[0]).items()}
-    return rows[fold, bound.rows], {
-        "parameters": len(fitted),
+    each = bound.posterior.take(torch.as_tensor(bound.rows))
+    rows = each.draws_terms(modes.u[None])[1][0].numpy()
+    fitted = {k: v.tolist() for k, v in bound.pooled.constrain(full.u[0]).items()}
+    said = ("; ".join(f"{k} {y:.3g}" for y in np.ravel(v)) for k, v in fitted.items())
+    return rows[fold, np.arange(len(fold))], {
+        "parameters": bound.pooled.size,
         "converged": bool(full.converged[0]) and bool(modes.converged.all()),
         "seconds": time.process_time() - began,
-        "at": "; ".join(f"{k} {v:.3g}" for k, v in fitted.items()),
+        "at": "; ".join(said),
     }
 
 

@@ -1,6 +1,8 @@
 """Calibration of every fitted model: 300 sets at truths from the prior, ranks and recovery.
 
-python benchmarks/calibration.py [--sets 300]     ten minutes on a core; writes calibration.csv
+python benchmarks/calibration.py [--sets 300] [--only NAME]     half an hour on a core
+
+Writes calibration.csv: rows of models that were run take the place of their old ones, others stay.
 """
 
 import argparse
@@ -20,6 +22,8 @@ from neurodiff.perception.bounded import Bounded
 from neurodiff.perception.drifts import Power
 from neurodiff.perception.frontend import InternalNoise
 from neurodiff.perception.ideal import Binary
+from neurodiff.perception.race import Race
+from neurodiff.perception.timed import TimeStop
 
 LEVELS = np.linspace(-5, 3, 9)
 
@@ -90,11 +94,20 @@ def models():
         bins(100),
         spikes | place,
     )
-    # bounds that simulated decisions reach within the horizon, in more than a few of the steps
-    reached = {"bound.height": LogNormal(0.0, 0.3), "drift.gain": LogNormal(np.log(8.0), 0.4)}
+    # stops that most simulated decisions reach within the horizon, in more than a few of the steps;
+    # the grid is coarse, and is that of the simulation: this tests the inference, not the solver
+    gain, height = LogNormal(np.log(8.0), 0.4), LogNormal(0.0, 0.3)
+    span = 1.6, 40
     for name, bound in (("constant", bounds.Constant()), ("exponential", bounds.Exponential())):
-        model = Bounded(Power(), bound, 2.0, 60, start=0.0)
+        model = Bounded(Power(), bound, *span, start=0.0)
+        reached = {"bound.height": height, "drift.gain": gain}
         yield f"choice and time, {name} bound", model, decisions(30), reached
+    clock = TimeStop(Power(), laws.Normal(), *span, start=0.0)
+    soon = {"law.loc": Normal(np.log(0.5), 0.4), "drift.gain": gain}
+    yield "choice and time, time stop", clock, decisions(30), soon
+    race = Race(Power(), *span, start=0.0)
+    run = {"height": height, "base": Normal(1.5, 1.0), "drift.gain": gain}
+    yield "choice and time, race", race, decisions(30), run
 
 
 def main():
@@ -105,8 +118,10 @@ def main():
     options = parser.parse_args()
     torch.set_default_dtype(torch.float64)
     torch.set_num_threads(1)
-    rows = []
+    rows, order = [], []
+    old = pd.read_csv(options.out) if options.out.exists() else pd.DataFrame({"model": []})
     for name, model, design, priors in models():
+        order.append(name)
         if options.only not in name:
             continue
         began = time.perf_counter()
@@ -122,7 +137,11 @@ def main():
                 | {"seconds": round(seconds, 1)}
             )
         print(f"{name}: family-wise p = {result.family_p:.3f}, {seconds:.0f} s", flush=True)
-        pd.DataFrame(rows).to_csv(options.out, index=False)
+        new = pd.DataFrame(rows)
+        table = pd.concat([old[~old["model"].isin(new["model"])], new])
+        place = table["model"].map({name: i for i, name in enumerate(order)})
+        table = table.assign(place=place).sort_values("place", kind="stable")
+        table.drop(columns="place").to_csv(options.out, index=False)
 
 
 if __name__ == "__main__":

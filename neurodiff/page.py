@@ -35,6 +35,14 @@ _DESCRIPTIVE = (
     "1 − w, so a good fit by itself says nothing about diffusion."
 )
 
+_DECIDED = (
+    "Each row of kind “bound” stops because of the evidence, so that the survival of its decision "
+    "times is no weighting. Rivals: time-stop and snr-stop ask nothing of the evidence’s sign, and "
+    "their survival is a weighting, on the clock or on log SNR; in a race each answer has an "
+    "accumulator of its own; deadline stops at a constant bound or at a time of its own, whichever "
+    "comes first."
+)
+
 
 def render(
     table: pd.DataFrame,
@@ -54,11 +62,12 @@ def render(
         fits: Rows of :func:`fit_row`.
         about: The attributes of a fit of each data part, for citation and licence.
     """
-    threshold = "threshold" in str(facts.get("task", "threshold"))
+    task = str(facts.get("task", "threshold"))
+    said = _DESCRIPTIVE if "threshold" in task else _DECIDED if "bounded" in task else ""
     return Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
         data=escape(", ".join(dict.fromkeys(table["data"]))),
         findings=findings(table),
-        kind=_DESCRIPTIVE if threshold else "",
+        kind=said,
         figures="\n".join(figures),
         tables=_tables(table),
         parameters="\n".join(parameters),

@@ -250,11 +250,38 @@ def test_choices_and_times_from_a_file_of_ones_own(here, capsys):
     assert names == {"comparison", "choices", "times", "effective"}
 
 
+SOME = ["constant", "time-stop", "snr-stop"]
+
+
+@pytest.mark.parametrize(
+    "names", [SOME, pytest.param([*SOME, "race", "deadline"], marks=pytest.mark.slow)]
+)
+def test_rivals_of_a_bound_stand_beside_it(here, capsys, names):
+    decisions().to_csv("rt.csv", index=False)
+    tokens = ["fit", "rt.csv", "--model", "bounded", "--bound", *names, "--out", "run"]
+    assert main(tokens) == 0
+    table = pd.read_csv("run/comparison.csv").set_index("hypothesis")
+    assert set(table.index[table["kind"] == "rival"]) == set(names[1:])
+    assert table.loc["constant bound", "kind"] == "bound"
+    assert np.isfinite(table["elpd"]).all()
+    # what asks nothing of the evidence but its SNR cannot time these answers
+    assert table.loc["snr-stop", "verdict"].startswith("behind")
+    capsys.readouterr()
+    assert main(["report", "run"]) == 0
+    assert "their survival is a weighting" in Path("run/report.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [
         ({"rt": 512.0}, [], "looks like milliseconds; wanted seconds: divide by 1000"),
         ({}, ["--bound", "weibul"], "did you mean 'weibull'"),
+        (
+            {},
+            ["--bound", "time-stp"],
+            "unknown bound or rival 'time-stp': did you mean 'time-stop'",
+        ),
+        ({}, ["--bound", "leak+race"], "a rival has a drift of its own: give 'race' alone"),
         ({}, ["--law", "logistic"], "bounds in place of laws: --bound NAME"),
         ({}, ["--weighting", "sigmoid"], "bounds in place of weightings"),
         ({}, ["--guess", "0.5"], "leave out choices and guess"),
@@ -266,6 +293,18 @@ def test_bad_choices_and_times(here, capsys, change, options, message):
     assert main(["fit", "rt.csv", "--model", "bounded", *options, "--out", "run"]) == 2
     assert message in capsys.readouterr().err
     assert not Path("run").exists()
+
+
+def test_deadlines_of_each_trial_s_own(here, capsys):
+    frame = decisions(100)
+    frame["deadline"] = np.random.default_rng(1).choice([0.7, 0.9, 1.5], len(frame))
+    frame.loc[frame["rt"] > frame["deadline"], ["rt", "choice"]] = np.nan
+    frame.to_csv("rt.csv", index=False)
+    tokens = ["fit", "rt.csv", "--model", "bounded", "--bound", "time-stop"]
+    assert main([*tokens, "--out", "run"]) == 0
+    assert "horizon=1.5" in Path("run/run.json").read_text()
+    assert main([*tokens, "--deadline", "1"]) == 2
+    assert "leave out one of them" in capsys.readouterr().err
 
 
 def test_a_deadline_and_missing_times(here, capsys):

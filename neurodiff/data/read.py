@@ -141,7 +141,8 @@ def _column(values: np.ndarray, name: str) -> np.ndarray:
 
 def _coded(values: np.ndarray) -> np.ndarray:
     """Choices as 0 and 1 where they are coded -1 and 1, or by a pair of words."""
-    text = pd.Series(values).astype(str).str.strip().str.lower().str.removesuffix(".0")
+    text = pd.Series(values).astype(str).fillna("")  # pandas 3 leaves a missing one missing
+    text = text.str.strip().str.lower().str.removesuffix(".0")
     there = set(text) - {"", "nan", "none"}
     for pair in _PAIRS:
         if there and there <= set(pair) and pair[0] in there:

@@ -33,6 +33,7 @@ ANSWER = {
     "choice": ("1", "choice, 0 to n_choices - 1; NaN = no answer"),
     "correct": ("1", "1 right, 0 wrong, NaN = no answer or no right answer"),
     "rt": ("s", "reaction time"),
+    "deadline": ("s", "time after which a trial takes no answer"),
     "count": ("1", "spikes"),
     "confidence": ("1", "confidence report"),
 }
@@ -204,7 +205,7 @@ def _is_number(value: object) -> bool:
 
 
 def _unit_problems(variable: xr.DataArray, name: str, logsnr: bool) -> Iterator[str]:
-    wanted = "nats" if logsnr else "s" if name == "rt" else None
+    wanted = "nats" if logsnr else "s" if name in ("rt", "deadline") else None
     got = variable.attrs.get("units")
     if wanted and got is not None and got != wanted and got not in _SAME_UNITS[wanted]:
         fix = {"dB": "multiply by ln(10)/10", "ms": "divide by 1000"}.get(str(got), "convert it")

@@ -3,8 +3,9 @@ r"""The hypotheses about choices and reaction times: which bound, and what moves
 .. math:: \text{row} = \text{drift} \times \text{bound}, \qquad
     \text{all with the same delay, jitter, start and lapses}
 
-Beside the bounds stand their rivals with a Weibull bound and another drift, and the control whose
-drift is 0, so that times and choices do not depend on the stimulus.
+Beside the bounds stand a Weibull bound under another drift, the rivals that do not stop at a bound,
+or not only, and the control whose drift is 0, so that times and choices do not depend on the
+stimulus. The laws of rivals are log-normal in time, and in SNR.
 """
 
 import math
@@ -14,10 +15,15 @@ import numpy as np
 import xarray as xr
 from torch import nn
 
+from neurodiff.diffusion.laws import Normal
 from neurodiff.inference.priors import nearest
 from neurodiff.perception import bounds
 from neurodiff.perception.bounded import Bounded
+from neurodiff.perception.deadline import DeadlineMixture
 from neurodiff.perception.drifts import Leak, Power, Urgency
+from neurodiff.perception.race import Race
+from neurodiff.perception.reaction import Reaction
+from neurodiff.perception.timed import SnrStop, TimeStop
 
 BOUNDS: dict[str, Callable[[float], bounds.Bound]] = {
     "constant": lambda horizon: bounds.Constant(),
@@ -32,26 +38,37 @@ DRIFTS: dict[str, Callable[[], nn.Module]] = {
     "power": lambda: Power(exponent=1.1),
     "variable": lambda: Power(spread=0.5),
 }
+RIVALS: dict[str, Callable[[float, int], Reaction]] = {
+    "time-stop": lambda horizon, steps: TimeStop(Power(), Normal(), horizon, steps, start=0.0),
+    "snr-stop": lambda horizon, steps: SnrStop(Power(), Normal(), horizon, steps, start=0.0),
+    "race": lambda horizon, steps: Race(Power(), horizon, steps, start=0.0),
+    "deadline": lambda horizon, steps: DeadlineMixture(
+        Power(), bounds.Constant(), Normal(), horizon, steps, start=0.0
+    ),
+}
 DEFAULT_BOUNDS = ("constant", "exponential", "linear", "weibull", "leak+weibull", "urgency+weibull")
 _STEP = 0.02  # seconds, or a little less: an error of the density of 1e-5
 _LONGEST = 10.0  # seconds of a decision that a grid of such steps is for
 
 
 def check_bound(name: str) -> None:
-    """Refuse what is no bound, nor a drift and a bound such as ``leak+weibull``.
+    """Refuse what is no rival, no bound, nor a drift and a bound such as ``leak+weibull``.
 
     Raises:
         ValueError: The nearest name is named.
     """
     drift, _, bound = name.rpartition("+")
-    if bound not in BOUNDS:
-        raise ValueError(f"unknown bound {bound!r}: {nearest(bound, list(BOUNDS))}")
+    if bound not in BOUNDS and bound not in RIVALS:
+        near = nearest(bound, [*BOUNDS, *RIVALS])
+        raise ValueError(f"unknown bound or rival {bound!r}: {near}")
     if drift and drift not in DRIFTS:
         raise ValueError(f"unknown drift {drift!r}: {nearest(drift, list(DRIFTS))}")
+    if drift and bound in RIVALS:
+        raise ValueError(f"got {name!r}, but a rival has a drift of its own: give {bound!r} alone")
 
 
 def horizon_of(data: xr.Dataset) -> float:
-    """Seconds up to which times are modelled: the deadline, else the longest time, rounded up.
+    """Seconds up to which times are modelled: the last deadline, else the longest time, rounded up.
 
     Raises:
         ValueError: If that is more than ten seconds.
@@ -59,36 +76,40 @@ def horizon_of(data: xr.Dataset) -> float:
     >>> horizon_of(xr.Dataset({"signed_rt": ("trial", [0.41, -1.23])}))
     1.25
     """
-    deadline = float(data.attrs.get("deadline", np.nan))
+    own = data.get("deadline", data.attrs.get("deadline", np.nan))
+    deadline = float(np.max(own))
     times = np.abs(data["signed_rt"].values)
     longest = deadline if np.isfinite(deadline) else float(times[np.isfinite(times)].max())
     if longest > _LONGEST:
         late = int((times > _LONGEST).sum())
         raise ValueError(
-            f"the longest reaction time is {longest:g} s ({late} are above {_LONGEST:g} s), too "
-            "long for a decision: give --deadline, after which there is no answer, or drop these"
+            f"the longest reaction time or deadline is {longest:g} s ({late} times are above "
+            f"{_LONGEST:g} s), too long for a decision: give --deadline, after which there is no "
+            "answer, or drop these"
         )
     return deadline if np.isfinite(deadline) else math.ceil(20 * longest) / 20
 
 
-def decision(key: str, horizon: float) -> Bounded:
-    """The model of a row: ``bound``, ``drift+bound``, or ``no stimulus``.
+def decision(key: str, horizon: float) -> Reaction:
+    """The model of a row: ``bound``, ``drift+bound``, a rival, or ``no stimulus``.
 
     >>> decision("urgency+weibull", 2.0).drift
     Urgency()
     """
+    steps = max(60, round(horizon / _STEP))
+    if key in RIVALS:
+        return RIVALS[key](horizon, steps)
     if key == "no stimulus":
         drift, bound = Power(gain=1e-9), "weibull"
         drift.gain.requires_grad_(False)
     else:
         name, _, bound = key.rpartition("+")
         drift = DRIFTS[name]() if name else Power()
-    steps = max(60, round(horizon / _STEP))
     return Bounded(drift, BOUNDS[bound](horizon), horizon, steps, start=0.0)
 
 
 def keys_of(chosen: Sequence[str] | None) -> tuple[str, ...]:
-    """The bounds to fit, checked.
+    """The bounds and rivals to fit, checked.
 
     Raises:
         ValueError: If one is unknown.

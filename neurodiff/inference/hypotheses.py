@@ -22,7 +22,7 @@ from torch.distributions import Distribution
 from neurodiff.diffusion import laws
 from neurodiff.diffusion.law import Law
 from neurodiff.diffusion.weighting import SurvivalWeighting, Weighting, canonical, weighting
-from neurodiff.inference.decisions import decision, horizon_of, keys_of
+from neurodiff.inference.decisions import RIVALS, decision, horizon_of, keys_of
 from neurodiff.inference.priors import nearest
 from neurodiff.perception.beta_binomial import BetaBinomial
 from neurodiff.perception.controls import Constant, NoiseFloor
@@ -65,7 +65,7 @@ class Hypothesis:
 
     Attributes:
         name: As in the table; names that are one hypothesis are joined.
-        kind: ``named``, ``law`` or ``control``.
+        kind: ``named``, ``law`` or ``control``; of decisions ``bound``, ``rival`` or ``control``.
         front_end: ``none``, ``power-filter`` or ``internal-noise``.
         gauge: ``fixed`` (κ = 1) or ``free``.
         key: What :func:`build` makes: a weighting, a law or a control by its plain name.
@@ -203,7 +203,7 @@ def plan(
         named: Weightings by name; by default those whose stopping law the threshold kind can use
             (and the ELBO for the limited kind). ``DEFAULT_NAMED`` and ``DEFAULT_LAWS`` both, if
             neither is given.
-        law_names: Laws by name; of the bounded kind bounds, or drifts and bounds.
+        law_names: Laws by name; of the bounded kind bounds, drifts and bounds, or rivals.
         controls: Whether the control rows are added.
 
     Raises:
@@ -249,7 +249,12 @@ def _decision_rows(
             "the bounded kind has bounds in place of weightings and no front end: choose among its "
             "hypotheses with --bound"
         )
-    rows = [Hypothesis(f"{key} bound", "law", "none", "free", key) for key in keys_of(keys)]
+    rows = [
+        Hypothesis(key, "rival", "none", "free", key)
+        if key in RIVALS
+        else Hypothesis(f"{key} bound", "bound", "none", "free", key)
+        for key in keys_of(keys)
+    ]
     last = Hypothesis("no stimulus", "control", "none", "free", "no stimulus")
     return [*rows, last] if controls else rows
 

@@ -51,13 +51,17 @@ class Draws:
         return 1 / (2 * self.log_w).exp().sum(-1)
 
     def select(self, problems: Tensor) -> "Draws":
-        """Those of some of the problems."""
+        """Those of some of the problems, a mask."""
+        if bool(problems.all()):
+            return self
         return Draws(
             **{name: value[problems.to(value.device)] for name, value in vars(self).items()}
         )
 
     def put(self, problems: Tensor, others: "Draws") -> "Draws":
         """These with those of some of the problems replaced; what one lacks in draws weighs 0."""
+        if bool(problems.all()):
+            return others
         count = max(self.u.shape[1], others.u.shape[1])
 
         def widened(draws: Draws) -> dict[str, Tensor]:
@@ -100,7 +104,8 @@ class _Mixture:
         few = _Mixture(self.posterior.select(problems))
         few.proposals = [proposal.select(problems) for proposal in self.proposals]
         few.counts = list(self.counts)
-        few.parts = [tuple(x[problems] for x in part) for part in self.parts]
+        whole = bool(problems.all())  # then no copies: they may fill the memory
+        few.parts = [part if whole else tuple(x[problems] for x in part) for part in self.parts]
         return few
 
     def weigh(self) -> Draws:

@@ -117,8 +117,8 @@ def bind(
     """The variables that a model reads, and its responses, as float64 tensors.
 
     Args:
-        model: Has ``requires`` and ``response``; sub-modules with ``prepare`` add what is best
-            computed once.
+        model: Has ``requires`` and ``response``, and ``optional`` variables that it reads where the
+            data have them; sub-modules with ``prepare`` add what is best computed once.
         data: One study.
         device: Where the tensors live.
 
@@ -128,8 +128,8 @@ def bind(
     """
     wanted: str = model.response  # pyright: ignore[reportAssignmentType]
     required = tuple(model.requires)  # pyright: ignore[reportArgumentType]
-    trials = {}
-    for name in dict.fromkeys([*required, wanted]):
+    trials, more = {}, [n for n in getattr(model, "optional", ()) if n in data.variables]
+    for name in dict.fromkeys([*required, *more, wanted]):
         if name not in data.variables:
             known = [str(k) for k in data.variables]
             raise ValueError(f"the data have no variable {name!r}: {nearest(name, known)}")

@@ -4,7 +4,8 @@ r"""What a bounded observer's stopping does at each strength, at posterior draws
 
 Two curves a strength, which are one only where stopping does not depend on the evidence. The belief
 in w_eff knows the strength, or does not and has the experiment's mixture of strengths. At strength
-0 there is no direction to know, and λ = -∞: it is left out.
+0 there is no direction to know, and λ = -∞: it is left out. A deadline beside the bound asks
+nothing of the evidence: both curves are those of the bound times P(D > s).
 """
 
 import numpy as np
@@ -15,9 +16,11 @@ from torch import Tensor
 from torch.func import functional_call
 
 from neurodiff.inference.join import Bound
+from neurodiff.perception.deadline import DeadlineMixture
 from neurodiff.perception.drifts import Power
 from neurodiff.perception.effective import effective_weighting
 from neurodiff.perception.first_passage import density, survival
+from neurodiff.perception.reaction import part
 
 _DRAWS = 24
 
@@ -46,7 +49,7 @@ def stopping_curves(bound: Bound, u: Float[Tensor, "draw size"]) -> xr.Dataset:
     with torch.no_grad():
         for one in u[np.linspace(0, len(u) - 1, min(_DRAWS, len(u))).astype(int)]:
             values = {**dict(model.named_parameters()), **pooled.constrain(one)}
-            own = {k.removeprefix("bound."): v for k, v in values.items() if k[:6] == "bound."}
+            own = part("bound.", values)
             size = c ** values.get("drift.exponent", torch.ones_like(c))
             v = values["drift.gain"] * size
 
@@ -54,11 +57,14 @@ def stopping_curves(bound: Bound, u: Float[Tensor, "draw size"]) -> xr.Dataset:
                 return functional_call(model.bound, own, (t,))  # pyright: ignore
 
             start = float(values["start"] * values["bound.height"]) if "start" in values else 0.0
+            waits = torch.ones_like(time)
+            if isinstance(model, DeadlineMixture):
+                waits = functional_call(model.law, part("law.", values), ()).survival(time.log())
             g = [density(s * v, height, time, start) for s in (1.0, -1.0)]
-            found["survival"].append(0.5 * (survival(g[0], time) + survival(g[1], time)))
+            found["survival"].append(waits * 0.5 * (survival(g[0], time) + survival(g[1], time)))
             found["drift"].append(v)
             for name, mixture in (("effective", None), ("effective_mixed", prior)):
-                found[name].append(effective_weighting(v, height, time, start, mixture))
+                found[name].append(waits * effective_weighting(v, height, time, start, mixture))
     dims = ("curve_draw", "strength", "time")
     arrays = {k: (dims[: x[0].dim() + 1], torch.stack(x).cpu().numpy()) for k, x in found.items()}
     coords = {"strength": strength, "time": ("time", time.cpu().numpy(), {"units": "s"})}

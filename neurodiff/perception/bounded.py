@@ -22,11 +22,10 @@ from torch.func import functional_call
 from neurodiff.perception.bounds import Bound
 from neurodiff.perception.drifts import Power, Steady
 from neurodiff.perception.first_passage import Path, solve, survival, tilt
-from neurodiff.perception.ideal import hermite
-from neurodiff.perception.reaction import LogDensity, Reaction, cubic, part
+from neurodiff.perception.reaction import Later, LogDensity, Reaction, cubic, falling, part
 
 _LEAST = 1e-140  # density below which it is 0: the second derivative of its log would overflow
-_CONDITIONS = 8  # about as many strengths as experiments have
+CONDITIONS = 8  # about as many strengths as experiments have
 _NODES = 5  # of the quadrature over starting points
 
 
@@ -46,7 +45,7 @@ class Bounded(Reaction):
         lapse: Share of trials that guess, at a time uniform up to the horizon: Beta(1, 30).
 
     The data need ``signed_rt`` and ``choice_known``, from
-    :func:`neurodiff.data.choice_rt.choice_rt`.
+    :func:`neurodiff.data.choice_rt.choice_rt`, and may have a ``deadline`` of each trial.
 
     Raises:
         ValueError: If a reaction time is beyond the horizon.
@@ -89,16 +88,27 @@ class Bounded(Reaction):
     def cells(self) -> int:
         """Numbers in the largest temporary of one evaluation, for chunks of draws that fit."""
         steady = isinstance(self.drift, Power)
-        return len(self.time) ** 2 * (2 if steady else 4 * _CONDITIONS)
+        return len(self.time) ** 2 * (2 if steady else 4 * CONDITIONS)
 
     def _decisions(
         self, values: dict[str, Tensor], stimulus: dict[str, Tensor]
     ) -> Float[Tensor, "condition time 2"]:
         """Densities of decision time and choice."""
         b, slope = functional_call(self.bound, part("bound.", values), (self.time,))
-        moved = functional_call(self.drift, part("drift.", values), (stimulus, self.time))
         x, weight = self._starts(values)
-        return (self._passages(b, slope, moved, x) * weight[:, None, None]).sum(-3)
+        strength, sizes, of = stimulus.get("strength"), None, None
+        alike = all(v.dim() <= self._dims[name] for name, v in values.items())
+        if strength is not None and alike and getattr(self.drift, "odd", False):
+            sizes, of = torch.unique(strength[:, 0].abs(), return_inverse=True)
+        if strength is None or sizes is None or len(sizes) == len(strength):
+            moved = functional_call(self.drift, part("drift.", values), (stimulus, self.time))
+            return (self._passages(b, slope, moved, x) * weight[:, None, None]).sum(-3)
+        # the path of -c from x is the mirror of that of c from -x, which has the same matrix
+        one = {"strength": sizes[:, None]}
+        moved = functional_call(self.drift, part("drift.", values), (one, self.time))
+        both = self._passages(b, slope, moved, torch.cat([x, -x], -1))
+        up, down = (both.unflatten(-3, (2, -1)) * weight[:, None, None]).sum(-3).unbind(-3)
+        return torch.where(strength[..., None] < 0, down[of].flip(-1), up[of])
 
     def _passages(
         self, b: Tensor, slope: Tensor, moved: Steady | Path, x: Tensor
@@ -128,8 +138,8 @@ class Bounded(Reaction):
 
     def _reactions(
         self, g: Float[Tensor, "condition time 2"], values: dict[str, Tensor]
-    ) -> tuple[LogDensity, Tensor]:
-        """Log density of reaction time and choice, and the probability of no answer."""
+    ) -> tuple[LogDensity, Later]:
+        """Log density of reaction time and choice, and the probability of none by a time."""
         if self.jitter is not None:
             return super()._reactions(g, values)
         delay = values["delay"].reshape(-1).expand(len(g))
@@ -159,15 +169,15 @@ class Bounded(Reaction):
 
         return log_density
 
-    def _later(self, g: Tensor, delay: Tensor) -> Float[Tensor, " condition"]:
-        """P(T > H - delay)."""
+    def _later(self, g: Tensor, delay: Tensor) -> Later:
+        """P(T > t - delay)."""
         left, dt = survival(g, self.time), self.time[0]
-        at = ((self.horizon - delay) / dt - 1).clamp(0.0, len(self.time) - 1.0)
-        cell = at.detach().floor().clamp_max(len(self.time) - 2.0).long()
-        row = torch.arange(len(g), device=cell.device)
-        fall = -dt * g.sum(-1)
-        ends = [y[row, c] for y in (left, fall) for c in (cell, cell + 1)]
-        return hermite(at - cell, *ends)
+        fall = dt * g.sum(-1)
+
+        def later(time: Tensor, condition: Tensor) -> Tensor:
+            return falling(left, fall, (time - delay[condition]) / dt - 1, condition)
+
+        return later
 
 
 def _floored(g: Tensor) -> Tensor:

@@ -1,12 +1,15 @@
 r"""The joint distribution of choice and reaction time, from densities tabulated by condition.
 
-.. math:: p(\pm, t) = (1 - \text{lapse})\, g_\pm(t) + \frac{\text{lapse}}{2 H}, \qquad
-    P(\text{no answer by } H) = (1 - \text{lapse})\,\Big(1 - \int_0^H g_+ + g_-\Big)
+.. math:: p_i(\pm, t) = (1 - \text{lapse})\, g_\pm(t) + \frac{\text{lapse}}{2 H_i}, \qquad
+    P(\text{no answer by } H_i) = (1 - \text{lapse})\,\Big(1 - \int_0^{H_i} g_+ + g_-\Big)
 
-Lapses guess a choice at a time uniform up to the horizon H, so the mixture integrates to one over
-choices, times and the missing answer. A response is one number: +rt for the upper choice, -rt for
-the lower, inf for no answer within H. Where a trial's choice says nothing (``known`` is 0), both
-choices count.
+H_i is the deadline of a trial: its own, or the horizon. Lapses guess a choice at a time uniform up
+to it, so the mixture integrates to one over choices, times and the missing answer. A response is
+one number: +rt for the upper choice, -rt for the lower, inf for no answer within H_i. Where a
+trial's choice says nothing (``known`` is 0), both choices count.
+
+What others get wrong: trials without an answer are not to be left out, their probability says how
+slow the observer is; and it is that of each trial's own deadline.
 """
 
 from collections.abc import Callable
@@ -30,11 +33,12 @@ class ChoiceTime(Distribution):
 
     Args:
         log_density: log g(t) at times, sides (0 upper, 1 lower) and conditions that broadcast.
-        missed: P(T > H) of each condition, lapses apart.
+        later: P(T > t) at times and conditions that broadcast, lapses apart.
         condition: Of each trial.
         lapse: Of each condition.
-        horizon: H, seconds.
+        horizon: Seconds up to which times are modelled.
         known: 1 where a trial's choice counts, 0 where only its time does.
+        deadline: H_i of each trial, within the horizon; None where all are the horizon.
     """
 
     arg_constraints: ClassVar = {}  # pyright: ignore
@@ -43,50 +47,59 @@ class ChoiceTime(Distribution):
     def __init__(
         self,
         log_density: Callable[[Tensor, Tensor, Tensor], Tensor],
-        missed: Float[Tensor, " condition"],
+        later: Callable[[Tensor, Tensor], Tensor],
         condition: Int[Tensor, " trial"],
         lapse: Float[Tensor, " condition"],
         horizon: float,
         known: Float[Tensor, " trial"],
+        deadline: Float[Tensor, " trial"] | None = None,
     ) -> None:
-        self.log_density, self.missed, self.lapse = log_density, missed, lapse
+        self.log_density, self.later, self.lapse = log_density, later, lapse
+        self.deadline = lapse.new_tensor(horizon) if deadline is None else deadline
         self.condition, self.horizon, self.known = condition, horizon, known
         super().__init__(condition.shape, validate_args=False)
 
-    def _one(self, time: Tensor, side: Tensor, condition: Tensor) -> Tensor:
+    def _one(self, time: Tensor, side: Tensor) -> Tensor:
         """Log density of one choice, lapses included."""
-        guess = torch.log(0.5 * self.lapse / self.horizon)[condition]
-        found = torch.log1p(-self.lapse)[condition] + self.log_density(time, side, condition)
+        lapse = self.lapse[self.condition]
+        guess = torch.log(0.5 * lapse / self.deadline)
+        found = torch.log1p(-lapse) + self.log_density(time, side, self.condition)
         never = torch.isneginf(found)
         return torch.where(never, guess, _logaddexp(torch.where(never, 0.0, found), guess))
+
+    def _missed(self) -> Tensor:
+        """P(T > H_i) of each trial: where all are the horizon, once for each condition."""
+        if self.deadline.dim():
+            return self.later(self.deadline, self.condition)
+        each = torch.arange(len(self.lapse), device=self.lapse.device)
+        return self.later(self.deadline, each)[self.condition]
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density per second; of inf, the log probability of no answer."""
         none = torch.isinf(value)
-        time = torch.where(none, 0.5 * self.horizon, value.abs())
+        time = torch.where(none, 0.5 * self.deadline, value.abs())
         side = (value < 0).long()
-        found = self._one(time, side, self.condition)
+        found = self._one(time, side)
         if not bool(self.known.all()):
-            both = _logaddexp(found, self._one(time, 1 - side, self.condition))
+            both = _logaddexp(found, self._one(time, 1 - side))
             found = torch.where(self.known > 0.5, found, both)
-        missed = torch.log1p(-self.lapse) + self.missed.clamp_min(1e-300).log()
-        found = torch.where(time > self.horizon, -torch.inf, found)
-        return torch.where(none, missed[self.condition], found)
+        missed = torch.log1p(-self.lapse)[self.condition] + self._missed().clamp_min(1e-300).log()
+        found = torch.where(time > self.deadline, -torch.inf, found)
+        return torch.where(none, missed, found)
 
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         """Signed times, uniform within small cells of time."""
         with torch.no_grad():
-            n = len(self.missed)
+            lapse, n = self.lapse, len(self.lapse)
             width = self.horizon / _CELLS
-            time = width * (torch.arange(_CELLS, device=self.missed.device) + 0.5)
-            rows = torch.arange(n, device=time.device)[:, None]
+            time = width * (torch.arange(_CELLS, device=lapse.device) + 0.5).to(lapse)
+            rows = torch.arange(n, device=lapse.device)[:, None]
             sides = [torch.full_like(rows, s) for s in (0, 1)]
-            density = torch.cat([self._one(time.to(self.missed), s, rows).exp() for s in sides], -1)
-            missed = (1 - self.lapse) * self.missed
-            mass = torch.cat([density * width, missed.clamp_min(0.0)[:, None]], -1)
-            cumulative = mass.cumsum(-1)
+            density = torch.cat([self.log_density(time, s, rows).exp() for s in sides], -1)
+            rest = self.later(lapse.new_tensor(self.horizon), rows[:, 0]).clamp_min(0.0)
+            cumulative = torch.cat([density * width, rest[:, None]], -1).cumsum(-1)
             shape = self._extended_shape(sample_shape)
-            point = torch.rand(shape, dtype=time.dtype, device=time.device).to(self.missed)
+            point, guess = torch.rand(2, *shape, dtype=lapse.dtype, device=lapse.device)
             drawn = torch.empty_like(point)
             for c in range(n):  # a row at a time: all trials' rows together would not fit
                 here = (self.condition == c).nonzero()[:, 0]
@@ -95,4 +108,6 @@ class ChoiceTime(Distribution):
                 side = torch.where(cell >= _CELLS, -1.0, 1.0).to(own)
                 signed = side * width * (cell % _CELLS + torch.rand_like(own).clamp(1e-6, 1 - 1e-6))
                 drawn[..., here] = torch.where(cell == 2 * _CELLS, torch.inf, signed)
-            return drawn
+            drawn = torch.where(drawn.abs() > self.deadline, torch.inf, drawn)
+            any_time = self.deadline * (2 * torch.rand_like(drawn) - 1)
+            return torch.where(guess < lapse[self.condition], any_time, drawn)

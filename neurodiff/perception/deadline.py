@@ -21,7 +21,7 @@ from torch.distributions import Distribution
 from torch.func import functional_call
 
 from neurodiff.diffusion.law import Law
-from neurodiff.perception.bounded import Bounded
+from neurodiff.perception.bounded import CONDITIONS, Bounded
 from neurodiff.perception.bounds import Bound
 from neurodiff.perception.drifts import Steady, position
 from neurodiff.perception.first_passage import survival
@@ -68,6 +68,11 @@ class DeadlineMixture(Bounded):
         super().__init__(drift, bound, horizon, steps, jitter=jitter, **nuisances)  # pyright: ignore
         self.law = law
         self._dims = {name: p.dim() for name, p in self.named_parameters()}
+
+    @property
+    def cells(self) -> int:
+        """Numbers in the largest temporary of one evaluation."""
+        return 2 * CONDITIONS * len(self.time) ** 2
 
     def _decisions(
         self, values: dict[str, Tensor], stimulus: dict[str, Tensor]
@@ -120,8 +125,8 @@ def remaining(
     sign = bound.new_tensor([1.0, -1.0])
     # from bound j at u to the other side of 0 at t: (condition, node, t, u, j)
     mean, variance, later = _onward(sign * bound[..., None], moved, time, start)
-    other = torch.where(later, normal_cdf(-sign * mean / variance.sqrt()), 0.0)
-    crossed = time[0] * (other * passed[..., None, :, :]).sum(-2)
+    other = normal_cdf(mean * (-sign * variance.rsqrt())) * (time[0] * later)
+    crossed = torch.einsum("...tuj,...uj->...tj", other, passed)
     each = torch.eye(2, dtype=passed.dtype, device=passed.device)
     gone = 1 - torch.stack([survival(passed * one, time) for one in each], -1)
     return (free - gone + crossed - crossed.flip(-1)).clamp_min(0.0)

@@ -132,6 +132,7 @@ class Leak(nn.Module):
     """
 
     requires = ("strength",)
+    odd = True  # the path of -c is the mirror of that of c
     constraints: ClassVar = {"gain": constraints.positive, "leak": constraints.real}
     priors: ClassVar = {"gain": _GAIN, "leak": Normal(0.0, 3.0)}
 
@@ -162,6 +163,7 @@ class Urgency(nn.Module):
     """
 
     requires = ("strength",)
+    odd = True  # the path of -c is the mirror of that of c
     constraints: ClassVar = {"gain": constraints.positive, "tau": constraints.positive}
     priors: ClassVar = {"gain": _GAIN, "tau": LogNormal(0.0, 1.0)}
 

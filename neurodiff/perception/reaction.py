@@ -29,11 +29,13 @@ from torch.distributions import (
 from torch.distributions.constraints import Constraint
 
 from neurodiff.perception.choice_time import ChoiceTime
+from neurodiff.perception.ideal import hermite
 
 _FINE = 4  # points of the table of reaction times in a step of decision time
 _SHARP = 0.7  # of a step: below it a sum over steps no longer is the integral over the jitter
 
 LogDensity = Callable[[Tensor, Tensor, Tensor], Tensor]
+Later = Callable[[Tensor, Tensor], Tensor]
 
 
 class Reaction(nn.Module, ABC):
@@ -42,6 +44,7 @@ class Reaction(nn.Module, ABC):
     Args:
         parts: Sub-modules by name; ``drift`` moves the evidence, from what it ``requires``.
         horizon: Seconds after which no answer is taken: the deadline, or the longest time there is.
+            Where the data have a variable ``deadline`` each trial has its own, within the horizon.
         steps: Time steps up to the horizon.
         delay: Mean of the time not spent deciding, seconds: LogNormal(log 0.3, 0.5).
         jitter: Its s.d. over trials, at least 0.7 steps.
@@ -53,6 +56,7 @@ class Reaction(nn.Module, ABC):
     drift: nn.Module
     jitter: nn.Parameter | None
     response = "signed_rt"
+    optional = ("deadline",)
     apart = True  # parts are not stacked into one batch: equal stimuli are found by sorting
     constraints: ClassVar[dict[str, Constraint]] = {
         "delay": constraints.positive,
@@ -95,8 +99,10 @@ class Reaction(nn.Module, ABC):
 
     def prepare(self, trials: dict[str, Tensor]) -> dict[str, Tensor]:
         """The condition of each trial: equal stimuli are computed once."""
+        if "deadline" in trials:
+            _check_horizon("deadline", trials["deadline"], self.horizon)
         if "signed_rt" in trials:
-            _check_horizon(trials["signed_rt"].abs(), self.horizon)
+            _check_horizon("reaction time", trials["signed_rt"].abs(), self.horizon)
         columns = torch.stack([trials[name] for name in self.drift.requires])  # pyright: ignore
         return {"condition": torch.unique(columns, dim=1, return_inverse=True)[1]}
 
@@ -106,10 +112,10 @@ class Reaction(nn.Module, ABC):
         values = self._values(first)
         stimulus = {n: trials[n][first][:, None] for n in self.drift.requires}  # pyright: ignore
         g = _at_most_one(self._decisions(values, stimulus), self.time[0])
-        log_density, missed = self._reactions(g.expand(len(first), *g.shape[-2:]), values)
+        log_density, later = self._reactions(g.expand(len(first), *g.shape[-2:]), values)
         lapse = values["lapse"].reshape(-1).expand(len(first))
-        known = trials["choice_known"]
-        return ChoiceTime(log_density, missed, condition, lapse, self.horizon, known)
+        known, own = trials["choice_known"], trials.get("deadline")
+        return ChoiceTime(log_density, later, condition, lapse, self.horizon, known, own)
 
     @abstractmethod
     def _decisions(
@@ -119,12 +125,21 @@ class Reaction(nn.Module, ABC):
 
     def _reactions(
         self, g: Float[Tensor, "condition time 2"], values: dict[str, Tensor]
-    ) -> tuple[LogDensity, Tensor]:
-        """Log density of reaction time and choice, and the probability of no answer."""
+    ) -> tuple[LogDensity, Later]:
+        """Log density of reaction time and choice, and the probability of none by a time."""
         table = jittered(g, self.time, values["delay"], values["jitter"])
         fine = self.time[0] / _FINE
-        missed = 1 - fine * (table.sum((-1, -2)) - 0.5 * table[:, -1].sum(-1))
-        return _tabulated(table, fine), missed
+        rate = table.sum(-1)
+        # at either end the cubic through four points goes on
+        ends = [3 * (y[0] - y[1]) + y[2] for y in (rate.T[:3], rate.T[-3:].flip(0))]
+        y = torch.cat([ends[0][:, None], rate, ends[1][:, None]], -1)
+        cells = (13 * (y[:, 1:-2] + y[:, 2:-1]) - y[:, :-3] - y[:, 3:]) / 24
+        left = 1 - fine * torch.nn.functional.pad(cells.cumsum(-1), (1, 0))
+
+        def later(time: Tensor, condition: Tensor) -> Tensor:
+            return falling(left, fine * rate, time / fine, condition)
+
+        return _tabulated(table, fine), later
 
     def _conditions(self, trials: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The condition of each trial, groups apart, and the first trial of each condition."""
@@ -214,11 +229,26 @@ def cubic(
     return outer + (s + 1) * (s - 2) / 2 * ((s - 1) * here - s * after)
 
 
-def _check_horizon(time: Tensor, horizon: float) -> None:
+def falling(
+    left: Float[Tensor, "condition cell"],
+    fall: Float[Tensor, "condition cell"],
+    at: Tensor,
+    condition: Tensor,
+) -> Tensor:
+    """A survival between the cells of a table, from its values there and what falls in a cell."""
+    last = left.shape[-1] - 1
+    at = at.clamp(0.0, float(last))
+    cell = at.detach().floor().clamp_max(last - 1.0)
+    place = (last + 1) * condition + cell.long()
+    ends = [y.reshape(-1)[place + k] for y in (left, -fall) for k in (0, 1)]
+    return hermite(at - cell, *ends)
+
+
+def _check_horizon(what: str, time: Tensor, horizon: float) -> None:
     late = (time > horizon) & torch.isfinite(time)
     if late.any():
         first = int(late.nonzero()[0])
         raise ValueError(
-            f"the reaction time of trial {first} (from 0) is {time[first]:g} s, beyond the horizon "
+            f"the {what} of trial {first} (from 0) is {time[first]:g} s, beyond the horizon "
             f"of {horizon:g} s ({int(late.sum())} of {len(time)} are): give a longer horizon"
         )

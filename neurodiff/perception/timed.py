@@ -3,7 +3,8 @@ r"""Stopping that asks nothing of the evidence's sign: at a time, or at a signal
 .. math::
 
     \text{time:}\quad \log T \sim \text{law} \qquad
-    \text{SNR:}\quad \log(v^2 T) \sim \text{law}
+    \text{SNR:}\quad \log(v^2 T) \sim \text{law} \qquad
+    \text{strength:}\quad \log T - m_{|c|} \sim \text{law}
 
     g_\pm(t) = f_T(t)\; \Phi\!\left(\pm \frac{\mathrm{E} X_t}{\mathrm{sd}\,X_t}\right), \qquad
     \text{and}\quad \Phi(\pm v\sqrt t) = \Phi(\pm e^{\lambda/2})
@@ -14,10 +15,12 @@ the survival of decision times *is* a weighting, :math:`w(\lambda) = P(\log(v^2 
 time stop (urgency without evidence, a deadline of one's own) has one law on the clock, so the
 weightings of two strengths differ by a shift of :math:`2 \log|v|`; an SNR stop has one weighting
 for all strengths, so that mean decision time goes as 1/v² and strength 0 is never answered: it is
-the floor of a comparison.
+the floor of a comparison. A strength stop has a weighting of its own for each strength: whatever
+the survival of decision times, read as a weighting, can say.
 """
 
 import math
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -113,7 +116,9 @@ class TimeStop(Reaction):
         """Default priors of the law, which is one of log seconds."""
         return places(self.law)
 
-    def _clock(self, moved: Steady | Path) -> Float[Tensor, "#condition cell"]:
+    def _clock(
+        self, moved: Steady | Path, values: dict[str, Tensor], stimulus: dict[str, Tensor]
+    ) -> Float[Tensor, "#condition cell"]:
         """What the law is about, at the edges of the cells."""
         return self.edges.log()[None]
 
@@ -123,7 +128,7 @@ class TimeStop(Reaction):
         """Densities of decision time and choice: what the law gives to each cell of time."""
         moved = functional_call(self.drift, part("drift.", values), (stimulus, self.inside))
         law = functional_call(self.law, part("law.", values), ())
-        left = law.survival(self._clock(moved))
+        left = law.survival(self._clock(moved, values, stimulus))
         mass = -torch.cat([torch.ones_like(left[:, :1]), left], -1).diff()
         start = values.get("start", torch.zeros_like(values["delay"]))
         mean, variance = position(moved, self.inside, start.reshape(-1, 1))
@@ -171,8 +176,74 @@ class SnrStop(TimeStop):
         """Default prior of the law's place, where the ideal observer is between 0.6 and 1 right."""
         return {"law.loc": Normal(0.0, 2.0)} if isinstance(self.law, LocationScale) else {}
 
-    def _clock(self, moved: Steady | Path) -> Float[Tensor, "condition cell"]:
+    def _clock(
+        self, moved: Steady | Path, values: dict[str, Tensor], stimulus: dict[str, Tensor]
+    ) -> Float[Tensor, "condition cell"]:
         v = moved.slope[:, None]
         moves = v != 0
         logsnr = 2 * torch.where(moves, v, 1.0).abs().log() + self.edges.log()
         return torch.where(moves, logsnr, -torch.inf)
+
+
+class StrengthStop(TimeStop):
+    r"""Stop at a time whose law lies elsewhere for each strength: :math:`\log T - m_{|c|}` ~ law.
+
+    With all m equal it is a :class:`TimeStop`, with :math:`m = -2 \log |v|` a :class:`SnrStop`.
+
+    Args:
+        drift: What moves the evidence.
+        law: Of log T less m; its loc is held at 0.
+        strengths: Each size |c| that the data hold; their places m have the prior
+            Normal(log 0.5, 1), of seconds.
+        horizon: Seconds after which no answer is taken.
+        steps: Time steps up to the horizon.
+        **nuisances: ``delay``, ``jitter``, ``start`` and ``lapse`` of a :class:`TimeStop`.
+
+    Raises:
+        ValueError: If a trial has another strength.
+
+    >>> from neurodiff.diffusion.laws import Normal
+    >>> model = StrengthStop(Power(), Normal(0.0, 0.3), [0.1, 0.5], horizon=2.0)
+    >>> trials = {"strength": torch.tensor([0.1, 0.5]), "choice_known": torch.ones(2)}
+    >>> _ = model.place.data.copy_(torch.tensor([-0.5, -2.0]))  # the stronger is sooner
+    >>> model(trials).log_prob(torch.full((2,), 0.5)).diff() > 0
+    tensor([True])
+    """
+
+    strengths: Tensor
+
+    def __init__(
+        self,
+        drift: nn.Module,
+        law: LocationScale,
+        strengths: Sequence[float],
+        horizon: float,
+        steps: int = 100,
+        **nuisances: float | None,
+    ) -> None:
+        super().__init__(drift, law, horizon, steps, **nuisances)  # pyright: ignore
+        law.loc.data.zero_()
+        law.loc.requires_grad_(False)
+        self.register_buffer("strengths", torch.as_tensor(strengths, dtype=torch.float64))
+        self.place = nn.Parameter(torch.full((len(strengths),), math.log(0.5)))
+        self._dims["place"] = 1
+        self.constraints = self.constraints | {"place": constraints.real}  # pyright: ignore
+        self.priors |= {"place": Normal(math.log(0.5), 1.0)}
+
+    def prepare(self, trials: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The condition of each trial."""
+        off = (trials["strength"].abs()[:, None] - self.strengths).abs().amin(1)
+        if bool((off > 1e-9).any()):
+            i = int(off.argmax())
+            raise ValueError(
+                f"trial {i} (from 0) has strength {float(trials['strength'][i]):g}, which is none "
+                f"of {self.strengths.tolist()}: give every |strength| of the data"
+            )
+        return super().prepare(trials)
+
+    def _clock(
+        self, moved: Steady | Path, values: dict[str, Tensor], stimulus: dict[str, Tensor]
+    ) -> Float[Tensor, "condition cell"]:
+        which = (stimulus["strength"].abs() - self.strengths).abs().argmin(1, keepdim=True)
+        place = values["place"].reshape(-1, len(self.strengths)).expand(len(which), -1)
+        return self.edges.log() - place.gather(1, which)

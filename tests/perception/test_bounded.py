@@ -151,6 +151,21 @@ def test_before_the_delay_only_lapses_answer():
     assert p.item() == pytest.approx(0.04 / 4, rel=1e-12)
 
 
+@pytest.mark.parametrize("more", [{}, {"start": 0.3}, {"start": -0.2, "start_spread": 0.4}])
+@pytest.mark.parametrize("drift", ["leak", "urgency"])
+def test_mirrored_strengths_share_a_solve(drift, more):
+    model = Bounded(DRIFTS[drift](), bounds.Weibull(), 2.0, **more).double()
+    values, stimulus = dict(model.named_parameters()), {"strength": STRENGTH[:, None]}
+    solved = []
+    passages = model._passages
+    model._passages = lambda *a: solved.append(len(a[2].slope)) or passages(*a)
+    shared = model._decisions(values, stimulus)
+    model.drift.odd = False
+    each = model._decisions(values, stimulus)
+    assert solved == [3, 5]
+    assert torch.allclose(shared, each, atol=1e-13)
+
+
 def test_second_derivatives_are_finite_far_from_the_data():
     model = Bounded(Power(8.0), bounds.Constant(0.8), 2.0, jitter=None, lapse=0.005).double()
     names = [n for n, p in model.named_parameters() if p.requires_grad]
