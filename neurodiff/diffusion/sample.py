@@ -252,7 +252,7 @@ def _midway(
 
 
 def levels(
-    schedule: NoiseSchedule, steps: int, stop: float | Float[Tensor, " batch"] = LOGSNR[1]
+    schedule: NoiseSchedule, steps: int, stop: float | Float[Tensor, "*batch"] = LOGSNR[1]
 ) -> Float[Tensor, "level *batch"]:
     """Levels from noise to ``stop`` at equal steps of the schedule's time, float64.
 
@@ -282,7 +282,8 @@ def levels(
     begin, end = schedule.t(first), schedule.t(last)
     between = schedule.logsnr(torch.lerp(begin, end, share.reshape(-1, *(1,) * last.dim())))
     between[0], between[-1] = first, last
-    return between
+    # rounding must not turn a step of no length back: ancestral would draw noise of variance < 0
+    return between.clamp(first, last).cummax(0).values
 
 
 @torch.no_grad()
