@@ -172,6 +172,15 @@ def test_draws_beyond_the_schedule_stop_at_its_ends():
     assert (none.logsnr == -13.3).all()
 
 
+@pytest.mark.parametrize("name", ["ddpm", "edm-sample", "vp-linear"])
+def test_a_schedule_that_ends_early_ends_where_it_does(name):
+    schedule = nd.schedule(name)
+    end = schedule.logsnr(torch.zeros((), dtype=torch.float64)).clamp_max(13.3)
+    for stop in (None, nd.laws.Normal(1000.0, 1.0)):
+        halted = sample(Binary(), (3,), schedule=schedule, steps=5, stop=stop)
+        assert (halted.logsnr - end).abs().max() < 1e-12
+
+
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_step_of_no_length_goes_nowhere(name):
     # one sample stops where it begins, the other goes on: as when draws of a law differ
