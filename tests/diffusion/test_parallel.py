@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 import neurodiff as nd
 from neurodiff.diffusion.denoiser import Denoiser
 from neurodiff.diffusion.guidance import ClassifierFree
+from neurodiff.diffusion.logsnr import alpha
 from neurodiff.diffusion.newton import damped, newton, quasi_newton
 from neurodiff.diffusion.parallel import picard, scan
 from neurodiff.diffusion.prior import Binary, Empirical, Gaussian, GaussianMixture
-from neurodiff.diffusion.sample import ancestral, ddim, heun, levels, sample
+from neurodiff.diffusion.sample import ancestral, ddim, heun, levels, sample, step
 
 MIXTURE = GaussianMixture(
     torch.tensor([0.3, 0.7]), torch.tensor([[-1.0], [0.8]]), torch.tensor([[0.04], [0.09]])
@@ -104,6 +105,24 @@ def test_a_window_changes_the_work_and_not_the_end(method, window):
         assert (found.iterations, found.evaluations) == (40, 40)
     else:
         assert 40 < found.evaluations <= whole.evaluations
+
+
+def test_a_step_that_stands_still_behind_one_that_moves_has_not_settled():
+    logsnr, z = grid(20), torch.ones(1, 1)
+    gain = step(torch.zeros(20), torch.ones(20), logsnr[:-1], logsnr[1:])
+
+    class Kicked(Denoiser):
+        """White data, which do not move; but up at step 5, and down at 10 if still at 1 there."""
+
+        def forward(self, z, logsnr_, cond=None):
+            at = torch.searchsorted(logsnr, logsnr_.expand(len(z)) - 1e-9)
+            kick = torch.where(at == 5, 1.0, 0.0) - torch.where((at == 10) & (z[:, 0] < 1.5), 1, 0)
+            return alpha(logsnr_).reshape(-1, 1) * z + (kick / gain[at.clamp_max(19)])[:, None]
+
+    # the first iteration goes up and comes back: no step after the 10th moves by more than a bit
+    end = ddim(Kicked(), z, logsnr)
+    assert end > 1.5
+    assert (picard(Kicked(), z, logsnr, tolerance=0.3).z - end).abs() < 0.3
 
 
 @pytest.mark.parametrize("method", METHODS)
