@@ -20,8 +20,6 @@ References: Liu et al. 2023 (straightness); Xue et al. 2024, Sabour et al. 2024 
 data); de Boor 1973 (equidistribution).
 """
 
-from itertools import pairwise
-
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
@@ -29,7 +27,7 @@ from torch import Tensor
 from neurodiff.diffusion.denoiser import Denoiser
 from neurodiff.diffusion.logsnr import straight
 from neurodiff.diffusion.parameterization import like
-from neurodiff.diffusion.sample import heun, levels
+from neurodiff.diffusion.sample import dpm_solver, levels
 from neurodiff.diffusion.schedule import NoiseSchedule, Path
 
 SPREAD = 0.1  # of the steps as the pilot's: where x̂ stands still for all, none would be left
@@ -56,7 +54,7 @@ def straightness(
         z: noise, in VP scaling.
         schedule: a path and its time.
         cond: (batch, ...).
-        steps: of the pilot, by Heun's method; the error falls as its square.
+        steps: of the pilot; the error falls as their square.
 
     >>> import neurodiff as nd
     >>> from neurodiff.diffusion.prior import Gaussian
@@ -66,7 +64,7 @@ def straightness(
     """
     logsnr = levels(schedule, steps).to(z)
     time, scale = schedule.t(logsnr), torch.hypot(*schedule._path(logsnr))
-    path = trajectory(denoiser, z, logsnr, cond)
+    path = trajectory(denoiser, z, logsnr, cond)[0]
     path = (like(scale, path) * path).reshape(len(logsnr), len(z), -1)
     lengths = time.diff().abs()
     speed = path.diff(dim=0).square().sum(2) / lengths[:, None]
@@ -122,10 +120,8 @@ def equidistributed(
             f"the pilot's logsnr has shape {tuple(logsnr.shape)}; wanted more than {order + 1} "
             "increasing values, the same for all samples: give levels(schedule, 200)"
         )
-    z_of = trajectory(denoiser, z, logsnr, cond)
-    slope = torch.stack([denoiser(z, at, cond) for z, at in zip(z_of, logsnr, strict=True)])
-    slope, eta = slope.reshape(len(logsnr), -1), 0.5 * logsnr
-    at = eta
+    eta = at = 0.5 * logsnr
+    slope = trajectory(denoiser, z, logsnr, cond)[1].reshape(len(logsnr), -1)
     for _ in range(order):
         slope, at = slope.diff(dim=0) / at.diff()[:, None], 0.5 * (at[1:] + at[:-1])
     error = path(2 * at)[0] * slope.square().mean(1).sqrt()
@@ -141,12 +137,19 @@ def equidistributed(
 
 def trajectory(
     denoiser: Denoiser, z: Tensor, logsnr: Tensor, cond: Tensor | None = None
-) -> Float[Tensor, "level batch *event"]:
-    """Z at every level on its way from ``logsnr[0]``, by Heun's method."""
-    found = [z]
-    for pair in pairwise(logsnr.unbind()):
-        found.append(heun(denoiser, found[-1], torch.stack(pair), cond))
-    return torch.stack(found)
+) -> tuple[Float[Tensor, "level batch *event"], Float[Tensor, "level batch *event"]]:
+    """Z and x̂ at every level on the way from ``logsnr[0]``, to second order in the step."""
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    class Watched(Denoiser):
+        def forward(self, z: Tensor, logsnr: Tensor, cond: Tensor | None = None) -> Tensor:
+            seen.append((z, denoiser(z, logsnr, cond)))
+            return seen[-1][1]
+
+    # this sampler looks at every level once, in order
+    Watched()(dpm_solver(Watched(), z, logsnr, cond), logsnr[-1], cond)
+    z_of, x_of = zip(*seen, strict=True)
+    return torch.stack(z_of), torch.stack(x_of)
 
 
 def _interpolate(at: Tensor, x: Tensor, y: Tensor) -> Tensor:
