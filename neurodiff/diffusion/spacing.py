@@ -96,7 +96,8 @@ def equidistributed(
             ``levels``: it gives the two ends, and a tenth of the steps is spread as it is.
         steps: at least 1.
         cond: (batch, ...).
-        order: p: 1 for ``ddim`` and ``ancestral``, 2 for ``heun`` and ``dpm_solver``.
+        order: p: 1 for ``ddim`` and ``ancestral``, 2 for ``dpm_solver``. Not for ``heun``: its step
+            is one in σ/α, and if there are few it wants the levels of EDM.
         path: on whose scale errors are counted.
 
     Returns:
