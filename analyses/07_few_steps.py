@@ -2,17 +2,18 @@
 # # Levels from the data beat EDM's, hardly cosine's; guidance and early stops cost diversity
 #
 # The exact denoiser of 899 handwritten digits (scikit-learn's, 8 x 8 pixels, every other one; the
-# rest is held out). 200 samples follow the flow to a log SNR of 2 nats, where a percept is not quite
-# certain, and to 12; errors are against 600 steps of second order from the same noise. A few samples
-# that end at another digit make nearly all of an error: one of 200 is worth about 0.03.
+# rest is held out). 200 samples follow the flow to a log SNR of 2 nats, where a percept is not
+# quite certain, and to 12; errors are against 600 steps of second order from the same noise. A few
+# samples that end at another digit make nearly all of an error: one of 200 is worth about 0.03.
 #
 # At equal evaluations DDIM on levels from the data errs by 1.2 to 1.3 times less than on EDM's when
-# stopped at 2 nats and as on the cosine's and flow's, within 3 %. DPM-Solver++ gains over EDM's too
-# (1.1 to 5 times, and more at 48), and over the cosine's and flow's at 24 only. Going on to the end
-# there are no gains over the cosine that last, and the forecasts of Taylor suffer where steps change
-# their length. Heun needs EDM's levels. Parallel samplers take 13 to 17 iterations for 100 steps of
-# DDIM. Guidance raises precision from .90 to .95 at scale 5, takes recall from .84 to .60 and the
-# Vendi score from 183 to 120. Precision calls blurred percepts digits, too: stopped at -2 nats it is 1.
+# stopped at 2 nats, and as on the cosine's and flow's, within 3 %. DPM-Solver++ gains over EDM's
+# too (1.1 to 5 times, and more at 48), over the cosine's and flow's from 24 on only. Going on to
+# the end there are no gains over the cosine that last, and Taylor's forecasts suffer where steps
+# change their length. Heun needs EDM's levels. Parallel samplers take 13 to 17 iterations for 100
+# steps of DDIM. Guidance raises precision from .90 to .95 at scale 5, and takes recall from .84 to
+# .60 and the Vendi score from 183 to 120. Precision takes blurred percepts for digits: stopped at
+# -2 nats it is 1.
 #
 #     python analyses/07_few_steps.py [--fit]
 #

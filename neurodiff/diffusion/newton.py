@@ -57,7 +57,8 @@ def newton(
     >>> import neurodiff as nd
     >>> from neurodiff.diffusion.prior import Binary
     >>> from neurodiff.diffusion.sample import levels
-    >>> z, logsnr = torch.randn(5), levels(nd.schedule("cosine"), 100, stop=4.0).to(torch.float32)
+    >>> z = torch.randn(5)
+    >>> logsnr = levels(nd.schedule("cosine"), 100, stop=4.0).to(z)
     >>> newton(Binary(), z, logsnr, tolerance=1e-4).iterations < 10
     True
     """
@@ -112,8 +113,9 @@ def quasi_newton(
     >>> import neurodiff as nd
     >>> from neurodiff.diffusion.prior import Binary
     >>> from neurodiff.diffusion.sample import levels
-    >>> logsnr = levels(nd.schedule("cosine"), 100, stop=4.0).to(torch.float32)
-    >>> quasi_newton(Binary((2,)), torch.randn(5, 2), logsnr, tolerance=1e-4).iterations < 10
+    >>> z = torch.randn(5, 2)
+    >>> logsnr = levels(nd.schedule("cosine"), 100, stop=4.0).to(z)
+    >>> quasi_newton(Binary((2,)), z, logsnr, tolerance=1e-4).iterations < 10
     True
     """
     if probes is not None and probes < 1:

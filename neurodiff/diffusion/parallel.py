@@ -16,8 +16,8 @@ associative scan). The methods are choices of J:
 ``newton.quasi_newton``  the diagonal of ∂f/∂z: quasi-DEER
 =======================  =========================================================================
 
-Whatever J, step i is exact after i iterations, so none takes more than N. What is gained is waiting
-time where the N evaluations of an iteration run side by side; the work is always more.
+Whatever J (if finite), step i is exact after i iterations: none takes more than N. What is gained
+is waiting time, where the evaluations of an iteration run side by side; the work is always more.
 
 References: Shih et al. 2023 (ParaDiGMS); Lim et al. 2024 (DEER); Hillis & Steele 1986 (scan).
 """
@@ -125,7 +125,8 @@ def picard(
     >>> import neurodiff as nd
     >>> from neurodiff.diffusion.prior import Binary
     >>> from neurodiff.diffusion.sample import levels
-    >>> z, logsnr = torch.randn(5), levels(nd.schedule("cosine"), 100, stop=4.0).to(torch.float32)
+    >>> z = torch.randn(5)
+    >>> logsnr = levels(nd.schedule("cosine"), 100, stop=4.0).to(z)
     >>> found = picard(Binary(), z, logsnr, tolerance=1e-4)
     >>> found.iterations < 30, bool((found.z - ddim(Binary(), z, logsnr)).abs().max() < 1e-4)
     (True, True)
