@@ -15,6 +15,10 @@
 # .60 and the Vendi score from 183 to 120. Precision takes blurred percepts for digits: stopped at
 # -2 nats it is 1.
 #
+# On a mixture of two Gaussians DDIM errs alike on levels from the data, the cosine's and the flow's
+# (within 12 %), and 1.8 to 2.4 times more on EDM's; DPM-Solver++ to the end errs 1.5 to 6 times
+# more on all three, and to 2 nats on EDM's only.
+#
 #     python analyses/07_few_steps.py [--fit]
 #
 # Without `--fit` the figure is made from `results/07_*.csv`.
@@ -36,7 +40,7 @@ from neurodiff.diffusion.diversity import precision_recall, vendi
 from neurodiff.diffusion.guidance import ClassifierFree
 from neurodiff.diffusion.newton import newton, quasi_newton
 from neurodiff.diffusion.parallel import picard
-from neurodiff.diffusion.prior import Empirical
+from neurodiff.diffusion.prior import Empirical, GaussianMixture
 from neurodiff.diffusion.sample import (
     adaptive,
     ancestral,
@@ -98,11 +102,11 @@ def noise(count, seed):
 
 
 # %%
-def grid(name, steps, stop, order, digits):
+def grid(name, steps, stop, order, denoiser, pilots):
     """Levels that all begin at -13.3 nats; EDM's begin later, but no x is to be seen before."""
     pilot = levels(nd.schedule("cosine"), 200, stop)
     if name == "from the data":
-        return equidistributed(digits, noise(50, 1), pilot, steps, order=order)
+        return equidistributed(denoiser, pilots, pilot, steps, order=order)
     found = levels(nd.schedule(name), steps, stop)
     found[0] = pilot[0]
     return found
@@ -136,13 +140,33 @@ def few_steps(digits):
             for wanted in EVALUATIONS:
                 steps = {"Heun": wanted // 2, "Taylor, every other step": 2 * wanted - 4}
                 for spread in GRIDS:
-                    logsnr = grid(spread, steps.get(name, wanted), stop, order, digits)
+                    count = steps.get(name, wanted)
+                    logsnr = grid(spread, count, stop, order, digits, noise(50, 1))
                     row = {"stop": stop, "sampler": name, "grid": spread}
                     rows.append(row | error_of(digits, z, logsnr, exact, sampler))
         for tolerance in (0.1, 0.03, 0.01, 0.003):
             ends = levels(nd.schedule("cosine"), 1, stop)
             row = {"stop": stop, "sampler": "adaptive", "grid": "its own"}
             rows.append(row | error_of(digits, z, ends, exact, adaptive(tolerance)))
+    return pd.DataFrame(rows)
+
+
+def on_a_mixture():
+    """The same for two Gaussians on a line, where no sample is at the edge between two atoms."""
+    mean, variance = torch.tensor([[-1.0], [0.8]]), torch.tensor([[0.04], [0.09]])
+    prior = GaussianMixture(torch.tensor([0.3, 0.7]), mean, variance).double()
+    z, pilots, rows = noise(2000, 7)[:, :1], noise(500, 8)[:, :1], []
+    for stop in STOPS:
+        exact = dpm_solver(prior, z, levels(nd.schedule("flow"), 1600, stop))
+        for name in ("DDIM", "DPM-Solver++(2M)", "Heun"):
+            sampler, order = SAMPLERS[name]
+            for wanted in EVALUATIONS:
+                count = wanted // 2 if name == "Heun" else wanted
+                for spread in GRIDS:
+                    logsnr = grid(spread, count, stop, order, prior, pilots)
+                    error = (sampler(prior, z, logsnr) - exact).square().mean().sqrt().item()
+                    row = {"stop": stop, "sampler": name, "grid": spread}
+                    rows.append(row | {"evaluations": wanted, "error": error})
     return pd.DataFrame(rows)
 
 
@@ -225,6 +249,7 @@ def run():
     digits = Digits(x, own_label)
     parts = {
         "steps": lambda: few_steps(digits),
+        "mixture": on_a_mixture,
         "parallel": lambda: in_parallel(digits),
         "guidance": lambda: guided(digits, own_label, held_out, label),
         "straightness": lambda: straight(digits),
