@@ -252,14 +252,15 @@ def _midway(
 
 
 def levels(
-    schedule: NoiseSchedule, steps: int, stop: float | Float[Tensor, " batch"] = LOGSNR[1]
+    schedule: NoiseSchedule, steps: int, stop: float | Float[Tensor, "*batch"] | None = None
 ) -> Float[Tensor, "level *batch"]:
     """Levels from noise to ``stop`` at equal steps of the schedule's time, float64.
 
     Args:
         schedule: its logsnr, as far as it reaches between -13.3 and 13.3.
         steps: at least 1.
-        stop: the last logsnr; or one for each sample, and levels (steps + 1, batch).
+        stop: the last logsnr; or one for each sample, and levels (steps + 1, batch). As far as
+            the schedule reaches, if not given.
 
     Raises:
         ValueError: fewer than 1 step, or a stop that the schedule does not reach.
@@ -272,7 +273,7 @@ def levels(
         raise ValueError(f"wanted at least 1 step, got {steps}")
     ends = schedule.logsnr(torch.tensor([1.0, 0.0], dtype=torch.float64))
     first, most = ends[0].clamp_min(LOGSNR[0]), ends[1].clamp_max(LOGSNR[1])
-    last = torch.as_tensor(stop, dtype=torch.float64)
+    last = most if stop is None else torch.as_tensor(stop, dtype=torch.float64)
     if not ((last >= first) & (last <= most)).all():
         raise ValueError(
             f"stop is {last.flatten()[0] if last.numel() == 1 else (last.min(), last.max())}; the "
@@ -282,7 +283,8 @@ def levels(
     begin, end = schedule.t(first), schedule.t(last)
     between = schedule.logsnr(torch.lerp(begin, end, share.reshape(-1, *(1,) * last.dim())))
     between[0], between[-1] = first, last
-    return between
+    # rounding must not turn a step of no length back: ancestral would draw noise of variance < 0
+    return between.clamp(first, last).cummax(0).values
 
 
 @torch.no_grad()
@@ -307,7 +309,7 @@ def sample(
         steps: evaluations of the denoiser (half of them, for ``heun``), and one at the end.
         sampler: ``ddim``, ``ancestral``, ``heun``, ``dpm_solver``, ``taylor()``, ``adaptive()``.
         stop: a logsnr; or a stopping law, of which every sample draws its own. Draws beyond the
-            ends of the schedule stop there.
+            ends of the schedule stop there, and so does what is not told to stop.
         cond: (batch, ...), passed to the denoiser.
         generator: of all noise, on the device of the denoiser's parameters.
         dtype: of the samples; torch's default.
@@ -328,9 +330,7 @@ def sample(
         ends = levels(schedule, 1)
         stop_at = stop().isf(u.clamp(1e-12, 1 - 1e-12)).double().clamp(ends[0], ends[1])
     else:
-        stop_at = torch.tensor(LOGSNR[1] if stop is None else float(stop), dtype=torch.float64)
-        if stop is None:
-            stop_at = levels(schedule, 1)[-1]
+        stop_at = stop
     logsnr = levels(schedule, steps, stop_at).to(z)
     z = sampler(denoiser, z, logsnr, cond, generator)
     last = logsnr[-1]

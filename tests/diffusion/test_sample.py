@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import neurodiff as nd
+from neurodiff.diffusion.denoiser import Denoiser
 from neurodiff.diffusion.logsnr import alpha, sigma
 from neurodiff.diffusion.prior import Binary, Gaussian, GaussianMixture
 from neurodiff.diffusion.sample import (
@@ -42,7 +43,7 @@ def grid(steps, stop=8.0, name="cosine"):
     return levels(nd.schedule(name), steps, stop)
 
 
-class Counting(torch.nn.Module):
+class Counting(Denoiser):
     def __init__(self, inner):
         super().__init__()
         self.inner, self.calls = inner, 0
@@ -171,6 +172,15 @@ def test_draws_beyond_the_schedule_stop_at_its_ends():
     assert (none.logsnr == -13.3).all()
 
 
+@pytest.mark.parametrize("name", ["ddpm", "edm-sample", "vp-linear"])
+def test_a_schedule_that_ends_early_ends_where_it_does(name):
+    schedule = nd.schedule(name)
+    end = schedule.logsnr(torch.zeros((), dtype=torch.float64)).clamp_max(13.3)
+    for stop in (None, nd.laws.Normal(1000.0, 1.0)):
+        halted = sample(Binary(), (3,), schedule=schedule, steps=5, stop=stop)
+        assert (halted.logsnr - end).abs().max() < 1e-12
+
+
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_step_of_no_length_goes_nowhere(name):
     # one sample stops where it begins, the other goes on: as when draws of a law differ
@@ -180,6 +190,13 @@ def test_a_step_of_no_length_goes_nowhere(name):
     assert torch.isfinite(found).all()
     assert (found[0] - z[0]).abs() < 1e-12
     assert found[1] != z[1]
+
+
+def test_a_sample_that_stops_where_it_begins_does_so_with_noise_too():
+    logsnr = grid(30, torch.tensor([-13.3, 0.0, 13.3]))
+    assert (logsnr.diff(dim=0) >= 0).all()
+    z = torch.randn(3, 1)
+    assert torch.equal(ancestral(MIXTURE, z, logsnr)[0], z[0])
 
 
 @pytest.mark.parametrize("tolerance", [1e-2, 1e-3, 1e-4])
