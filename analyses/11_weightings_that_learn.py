@@ -89,7 +89,9 @@ def judged(name, seed):
     )  # fmt: skip
     g = torch.Generator().manual_seed(1)
     decoder = partial(level_decoder, levels=LEVELS)
-    found = bits_per_dim(elbo(done.denoiser, x, decoder=decoder, cond=y, pairs=2, generator=g), 64)
+    found = bits_per_dim(
+        elbo(done.denoiser, x, decoder=decoder, logsnr_max=8.0, cond=y, pairs=2, generator=g), 64
+    )
     drawn = sample(done.denoiser, (len(x), 8, 8), schedule=nd.schedule("cosine"), cond=y,
                    generator=g, dtype=torch.float32).x  # fmt: skip
     row = {"weighting": name, "seed": seed, "bits": found.value.mean().item(),

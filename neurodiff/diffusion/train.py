@@ -116,7 +116,11 @@ def train(
         modules["weighting"] = weighting.to(here)
     optimizer = torch.optim.Adam(own.parameters(), lr=rate, betas=(0.9, 0.99))
     state = _State(modules, optimizer, torch.Generator(here).manual_seed(seed), [])
+    grid = torch.linspace(-10.0, 10.0, 9, device=here)
+    with torch.no_grad():
+        recipe = torch.stack([weighting(grid).double(), modules["schedule"].t(grid).double()])  # pyright: ignore
     settings = {
+        "recipe": [f"{v:.6g}" for v in recipe.flatten().tolist()],
         "steps": steps, "batch": batch, "rate": rate, "average": average, "clip": clip,
         "seed": seed, "examples": list(x.shape), "model": str(own),
     }  # fmt: skip

@@ -186,6 +186,8 @@ def test_a_broken_or_foreign_checkpoint_is_named(tmp_path):
     train(small(), X, **RUN, steps=4, folder=tmp_path)
     with pytest.raises(ValueError, match=r"is of another run: its rate is 0\.001, got 0\.1"):
         train(small(), X, **RUN, steps=4, folder=tmp_path, rate=0.1)
+    with pytest.raises(ValueError, match="is of another run: its recipe"):
+        train(small(), X, **{**RUN, "weighting": nd.weighting("elbo")}, steps=4, folder=tmp_path)
     wider = NetworkDenoiser(MLP((3,), 32, 2), "v")
     with pytest.raises(ValueError, match="is of another run: its model"):
         train(wider, X, **RUN, steps=4, folder=tmp_path)
