@@ -107,13 +107,11 @@ class Bounded(Reaction):
         if isinstance(moved, Path):
             n = len(moved.slope)
             b, slope = (y.expand(n, -1) for y in (b, slope))
-            return _floored(solve(b, slope, self.time, x.expand(n, -1), moved))
+            return floored(solve(b, slope, self.time, x.expand(n, -1), moved))
         v = moved.slope[:, None]
         eta = None if moved.spread is None else moved.spread[:, None]
         log = tilt(b[..., None, :], self.time, x, v, eta)
-        still = _floored(solve(b, slope, self.time, x))
-        there = still > _LEAST
-        return torch.where(there, (torch.where(there, still, 1.0).log() + log).exp(), 0.0)
+        return tilted(floored(solve(b, slope, self.time, x)), log)
 
     def _starts(self, values: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Starting points, ([condition,] node), and their weights."""
@@ -127,11 +125,14 @@ class Bounded(Reaction):
         return height * (middle + room * at), weight
 
     def _reactions(
-        self, g: Float[Tensor, "condition time 2"], values: dict[str, Tensor]
+        self,
+        g: Float[Tensor, "condition time 2"],
+        values: dict[str, Tensor],
+        stimulus: dict[str, Tensor],
     ) -> tuple[LogDensity, Tensor]:
         """Log density of reaction time and choice, and the probability of no answer."""
         if self.jitter is not None:
-            return super()._reactions(g, values)
+            return super()._reactions(g, values, stimulus)
         delay = values["delay"].reshape(-1).expand(len(g))
         return self._shifted(g, values, delay), self._later(g, delay)
 
@@ -170,6 +171,20 @@ class Bounded(Reaction):
         return hermite(at - cell, *ends)
 
 
-def _floored(g: Tensor) -> Tensor:
-    """Densities no smaller than rounding makes them once they have peaked: logs stay smooth."""
+def floored(g: Tensor) -> Tensor:
+    """Densities no smaller than rounding makes them once they have peaked: logs stay smooth.
+
+    >>> floored(torch.tensor([[0.0], [1.0], [0.0]]))[:, 0] > 0
+    tensor([False,  True,  True])
+    """
     return torch.maximum(g, 1e-13 * g.detach().cummax(-2)[0])
+
+
+def tilted(g: Tensor, log: Tensor) -> Tensor:
+    """Densities times the exponential of a tilt, which alone may overflow where they vanish.
+
+    >>> tilted(torch.tensor([0.0, 1.0]), torch.tensor([1000.0, 0.0]))
+    tensor([0., 1.])
+    """
+    there = g > _LEAST
+    return torch.where(there, (torch.where(there, g, 1.0).log() + log).exp(), 0.0)

@@ -106,7 +106,8 @@ class Reaction(nn.Module, ABC):
         values = self._values(first)
         stimulus = {n: trials[n][first][:, None] for n in self.drift.requires}  # pyright: ignore
         g = _at_most_one(self._decisions(values, stimulus), self.time[0])
-        log_density, missed = self._reactions(g.expand(len(first), *g.shape[-2:]), values)
+        g = g.expand(len(first), *g.shape[-2:])
+        log_density, missed = self._reactions(g, values, stimulus)
         lapse = values["lapse"].reshape(-1).expand(len(first))
         known = trials["choice_known"]
         return ChoiceTime(log_density, missed, condition, lapse, self.horizon, known)
@@ -118,13 +119,22 @@ class Reaction(nn.Module, ABC):
         """Densities of decision time and choice."""
 
     def _reactions(
-        self, g: Float[Tensor, "condition time 2"], values: dict[str, Tensor]
+        self,
+        g: Float[Tensor, "condition time 2"],
+        values: dict[str, Tensor],
+        stimulus: dict[str, Tensor],
     ) -> tuple[LogDensity, Tensor]:
         """Log density of reaction time and choice, and the probability of no answer."""
-        table = jittered(g, self.time, values["delay"], values["jitter"])
+        table = self._delayed(g, values, stimulus)
         fine = self.time[0] / _FINE
         missed = 1 - fine * (table.sum((-1, -2)) - 0.5 * table[:, -1].sum(-1))
         return _tabulated(table, fine), missed
+
+    def _delayed(
+        self, g: Tensor, values: dict[str, Tensor], stimulus: dict[str, Tensor]
+    ) -> Float[Tensor, "condition fine 2"]:
+        """Densities of reaction time."""
+        return jittered(g, self.time, values["delay"], values["jitter"])
 
     def _conditions(self, trials: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The condition of each trial, groups apart, and the first trial of each condition."""
@@ -173,8 +183,13 @@ def jittered(
     behind = place - _FINE * (torch.arange(n, device=dt.device) + 1)
     every = dt / _FINE * torch.arange(-_FINE * n, _FINE * n + 1, device=dt.device)
     z = (every - delay) / jitter
-    each = dt * torch.exp(-0.5 * z * z) / (math.sqrt(2 * math.pi) * jitter)
-    return each[..., behind + _FINE * n] @ g
+    each = (dt * torch.exp(-0.5 * z * z) / (math.sqrt(2 * math.pi) * jitter))[
+        ..., behind + _FINE * n
+    ]
+    if each.dim() > 2:
+        return each @ g
+    # one delay for all conditions is one product: a batch of them would copy the matrix for each
+    return (each @ g.transpose(0, 1).flatten(1)).unflatten(1, (len(g), 2)).transpose(0, 1)
 
 
 def _tabulated(table: Float[Tensor, "condition fine 2"], fine: Tensor) -> LogDensity:
