@@ -18,6 +18,7 @@ from neurodiff.inference.priors import nearest
 from neurodiff.perception import bounds
 from neurodiff.perception.bounded import Bounded
 from neurodiff.perception.drifts import Leak, Power, Urgency
+from neurodiff.perception.heading import DURATION, Cues, Heading, Motion
 
 BOUNDS: dict[str, Callable[[float], bounds.Bound]] = {
     "constant": lambda horizon: bounds.Constant(),
@@ -31,6 +32,13 @@ DRIFTS: dict[str, Callable[[], nn.Module]] = {
     "urgency": Urgency,
     "power": lambda: Power(exponent=1.1),
     "variable": lambda: Power(spread=0.5),
+}
+# cues to a heading: how reliable they are within a trial, and whether what two give is free
+HEADINGS: dict[str, tuple[Motion | None, bool]] = {
+    "heading": (Motion(), False),
+    "heading-free": (Motion(), True),
+    "steady-heading": (None, False),
+    "steady-heading-free": (None, True),
 }
 DEFAULT_BOUNDS = ("constant", "exponential", "linear", "weibull", "leak+weibull", "urgency+weibull")
 _STEP = 0.02  # seconds, or a little less: an error of the density of 1e-5
@@ -46,8 +54,8 @@ def check_bound(name: str) -> None:
     drift, _, bound = name.rpartition("+")
     if bound not in BOUNDS:
         raise ValueError(f"unknown bound {bound!r}: {nearest(bound, list(BOUNDS))}")
-    if drift and drift not in DRIFTS:
-        raise ValueError(f"unknown drift {drift!r}: {nearest(drift, list(DRIFTS))}")
+    if drift and drift not in DRIFTS and drift not in HEADINGS:
+        raise ValueError(f"unknown drift {drift!r}: {nearest(drift, [*DRIFTS, *HEADINGS])}")
 
 
 def horizon_of(data: xr.Dataset) -> float:
@@ -71,8 +79,16 @@ def horizon_of(data: xr.Dataset) -> float:
     return deadline if np.isfinite(deadline) else math.ceil(20 * longest) / 20
 
 
-def decision(key: str, horizon: float) -> Bounded:
+def decision(key: str, horizon: float, data: xr.Dataset | None = None) -> Bounded:
     """The model of a row: ``bound``, ``drift+bound``, or ``no stimulus``.
+
+    Args:
+        key: The row.
+        horizon: Seconds up to which times are modelled.
+        data: Whose coherences a heading has gains for.
+
+    Raises:
+        ValueError: If the data lack what a heading needs.
 
     >>> decision("urgency+weibull", 2.0).drift
     Urgency()
@@ -82,9 +98,29 @@ def decision(key: str, horizon: float) -> Bounded:
         drift.gain.requires_grad_(False)
     else:
         name, _, bound = key.rpartition("+")
+        if name in HEADINGS:
+            cues = _cues(name, horizon, xr.Dataset() if data is None else data)
+            return Heading(cues, BOUNDS[bound](horizon), round(cues.horizon / _STEP))
         drift = DRIFTS[name]() if name else Power()
     steps = max(60, round(horizon / _STEP))
     return Bounded(drift, BOUNDS[bound](horizon), horizon, steps, start=0.0)
+
+
+def _cues(name: str, horizon: float, data: xr.Dataset) -> Cues:
+    lacking = [column for column in Cues.requires if column not in data]
+    if lacking:
+        found = ", ".join(str(v) for v in data.variables) or "nothing"
+        raise ValueError(
+            f"{name!r} needs columns 'heading' (degrees, signed), 'coherence' (of the optic flow, "
+            "0 where there is none) and 'vestibular' (1 where the body moves); the data lack "
+            f"{', '.join(map(repr, lacking))} (they hold: {found})"
+        )
+    seen = data["coherence"].values
+    coherences = tuple(np.unique(seen[seen > 0]).tolist())
+    if not coherences:
+        raise ValueError(f"{name!r} needs trials with optic flow: no 'coherence' is above 0")
+    motion, combined = HEADINGS[name]
+    return Cues(coherences, max(horizon, DURATION), motion, combined)
 
 
 def keys_of(chosen: Sequence[str] | None) -> tuple[str, ...]:
