@@ -25,7 +25,7 @@ from neurodiff.perception.first_passage import Path, solve, survival, tilt
 from neurodiff.perception.ideal import hermite
 from neurodiff.perception.reaction import LogDensity, Reaction, cubic, part
 
-_LEAST = 1e-140  # density below which it is 0: the second derivative of its log would overflow
+LEAST = 1e-140  # density below which it is 0: the second derivative of its log would overflow
 _CONDITIONS = 8  # about as many strengths as experiments have
 _NODES = 5  # of the quadrature over starting points
 
@@ -111,7 +111,9 @@ class Bounded(Reaction):
         v = moved.slope[:, None]
         eta = None if moved.spread is None else moved.spread[:, None]
         log = tilt(b[..., None, :], self.time, x, v, eta)
-        return tilted(floored(solve(b, slope, self.time, x)), log)
+        still = floored(solve(b, slope, self.time, x))
+        there = still > LEAST
+        return torch.where(there, (torch.where(there, still, 1.0).log() + log).exp(), 0.0)
 
     def _starts(self, values: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Starting points, ([condition,] node), and their weights."""
@@ -146,7 +148,7 @@ class Bounded(Reaction):
         # a spread of starts begins from the nearest one, the first or the last
         height = values["bound.height"].reshape(-1, 1)
         d = torch.stack([height - x, height + x]).amin(-1).mT.expand(len(g), 2)
-        smooth = g.clamp_min(_LEAST).log() + 1.5 * self.time.log()[:, None]
+        smooth = g.clamp_min(LEAST).log() + 1.5 * self.time.log()[:, None]
         smooth = smooth + 0.5 * d[:, None].square() / self.time[:, None]
         dt, last = self.time[0], len(self.time) - 1
 
@@ -178,13 +180,3 @@ def floored(g: Tensor) -> Tensor:
     tensor([False,  True,  True])
     """
     return torch.maximum(g, 1e-13 * g.detach().cummax(-2)[0])
-
-
-def tilted(g: Tensor, log: Tensor) -> Tensor:
-    """Densities times the exponential of a tilt, which alone may overflow where they vanish.
-
-    >>> tilted(torch.tensor([0.0, 1.0]), torch.tensor([1000.0, 0.0]))
-    tensor([0., 1.])
-    """
-    there = g > _LEAST
-    return torch.where(there, (torch.where(there, g, 1.0).log() + log).exp(), 0.0)

@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from torch.distributions import LogNormal, Normal, constraints
 from torch.func import functional_call
 
-from neurodiff.perception.bounded import Bounded, floored, tilted
+from neurodiff.perception.bounded import LEAST, Bounded, floored
 from neurodiff.perception.bounds import Bound
 from neurodiff.perception.first_passage import solve, tilt
 from neurodiff.perception.reaction import cubic, jittered, part
@@ -231,20 +231,21 @@ class Heading(Bounded):
     ) -> Float[Tensor, "condition time 2"]:
         """Densities of decision time and choice."""
         own = part("bound.", values)
-        own["height"] = own["height"][:, None]
+        own["height"] = height = own["height"][:, None]
         b, slope = functional_call(self.bound, own, (self.time,))
         moved: Clocked = functional_call(self.drift, part("drift.", values), (stimulus, self.time))
-        zero = torch.zeros_like(own["height"])
-        still = floored(solve(b, slope, self.time, zero))[:, 0]  # of each place
-        of = moved.place
-        g = tilted(still[of], tilt(b[of], self.time, zero[of, 0], moved.slope))
-        # from the clock to time: the clock's grid is that of time, since both end at the horizon
-        table = torch.nn.functional.pad(g, (0, 0, 1, 0))
-        condition = torch.arange(len(g), device=g.device)[:, None, None]
-        side = torch.arange(2, device=g.device)
-        at = (moved.elapsed / self.time[0])[..., None]
-        found = cubic(table, at, side, condition, len(self.time))
-        return found.clamp_min(0.0) * moved.rate[..., None]
+        still = floored(solve(b, slope, self.time, torch.zeros_like(height)))[:, 0]  # of each place
+        # begins as s^{-3/2} exp(-b_0²/2s): divided by that it is smooth, however low the bound
+        smooth = still.clamp_min(LEAST).log() + _ahead(height, self.time)[..., None]
+        of, s = moved.place, moved.elapsed
+        # the clock's grid is that of time, since both end at the horizon
+        condition = torch.arange(len(of), device=of.device)[:, None, None]
+        side, cell = torch.arange(2, device=of.device), (s / self.time[0] - 1)[..., None]
+        log = cubic(smooth[of], cell, side, condition, len(self.time) - 1)
+        log = log - _ahead(height[of], s)[..., None]
+        there = functional_call(self.bound, own | {"height": height[of]}, (s,))[0]
+        log = log + tilt(there, s, torch.zeros_like(s[:, 0]), moved.slope)
+        return log.exp() * moved.rate[..., None]
 
     def _delayed(
         self, g: Tensor, values: dict[str, Tensor], stimulus: dict[str, Tensor]
@@ -258,3 +259,8 @@ class Heading(Bounded):
             if len(own)
         ]
         return torch.cat(each)[torch.cat(rows).argsort()]
+
+
+def _ahead(height: Tensor, s: Tensor) -> Tensor:
+    """Less the log of what a density of passage begins as, up to a constant."""
+    return 1.5 * s.log() + 0.5 * height.square() / s

@@ -212,3 +212,11 @@ def test_a_permuted_stimulus_is_permuted_whole():
     before, after = (np.stack([x[c].values for c in columns]) for x in (data, other))
     assert not np.array_equal(before, after)
     assert sorted(map(tuple, before.T)) == sorted(map(tuple, after.T))
+
+
+@pytest.mark.parametrize("given", [(5.0, 0.37, 0), (5.0, 0, 1)])
+def test_a_low_bound_needs_no_finer_clock(given):
+    """The clock runs up to four times as fast as time, and a low bound is passed in a few steps."""
+    models = (Heading(Cues(COHERENCES, HORIZON), Constant(0.3), n).double() for n in (100, 800))
+    got, wanted = (decisions(model, *given) for model in models)
+    assert (got - wanted[7::8]).abs().max() < 0.02 * wanted.max()
