@@ -89,5 +89,5 @@ def _evidence(
     # the draws lie elsewhere. Not chains: the evidence is wanted, which only weights give
     own = replace(first.groups[group], parameters=population)
     modes = find_modes(own, population.start()[None])
-    result = importance_draws(own, modes, 2 * draws, generator)
+    result = importance_draws(own, modes, draws, generator)
     return result.log_evidence.item(), result.k_hat.item(), result.resample(draws, generator)[0]

@@ -181,7 +181,9 @@ class Posterior:
             answer.log_prob(case["y"] if rows is None else case["y"][rows])
             for rows, answer in self.answers(values, case["trials"], case["buffers"])
         ]
-        return found[0] if self._groups is None else torch.cat(found)[self._back]
+        if self._groups is None:
+            return found[0]
+        return torch.cat(found)[torch.cat(self._groups).argsort()]
 
     def answers(
         self,
@@ -202,18 +204,10 @@ class Posterior:
             at = {k: v[rows[0]] for k, v in values.items()}
             yield rows, functional_call(self.model, at, (own,))
 
-    @cached_property
+    @property
     def _groups(self) -> list[Tensor] | None:
-        if not (isinstance(self.parameters, Grouped) and getattr(self.model, "apart", False)):
-            return None
-        index = self.parameters.index
-        each = (torch.nonzero(index == j)[:, 0] for j in range(self.parameters.groups))
-        return [rows for rows in each if len(rows)]
-
-    @cached_property
-    def _back(self) -> Tensor:
-        """Where each row is, once groups stand behind each other."""
-        return torch.cat(self._groups or []).argsort()
+        apart = isinstance(self.parameters, Grouped) and getattr(self.model, "apart", False)
+        return self.parameters.rows if apart else None  # pyright: ignore
 
     def log_likelihood(self, values: dict[str, Tensor]) -> Float[Tensor, ""]:
         """Log p(data | x) of the first problem, at each trial's parameters by dotted name."""

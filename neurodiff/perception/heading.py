@@ -42,6 +42,7 @@ from neurodiff.perception.bounds import Bound
 from neurodiff.perception.first_passage import solve, tilt
 from neurodiff.perception.reaction import cubic, jittered, part
 
+_LATEST = 12.0  # b_0² of the clock after which fewer than one in a million paths go on
 WIDTH, CENTRE, DURATION = 0.5 * 8**-0.25, 1.0, 2.0  # seconds, of the velocity
 
 
@@ -232,20 +233,24 @@ class Heading(Bounded):
         """Densities of decision time and choice."""
         own = part("bound.", values)
         own["height"] = height = own["height"][:, None]
-        b, slope = functional_call(self.bound, own, (self.time,))
         moved: Clocked = functional_call(self.drift, part("drift.", values), (stimulus, self.time))
-        still = floored(solve(b, slope, self.time, torch.zeros_like(height)))[:, 0]  # of each place
+        # of each place, on a grid of its own: a low bound is passed long before the clock ends
+        unit = (_LATEST * height.square() / self.horizon).clamp_max(1.0)
+        clock, root = unit * self.time, unit.sqrt()
+        b, slope = functional_call(self.bound, own, (clock,))
+        still = solve(b / root, slope * root, self.time, torch.zeros_like(height))[:, 0]
+        still = floored(still) / unit[..., None]
         # begins as s^{-3/2} exp(-b_0²/2s): divided by that it is smooth, however low the bound
-        smooth = still.clamp_min(LEAST).log() + _ahead(height, self.time)[..., None]
+        smooth = still.clamp_min(LEAST).log() + _ahead(height, clock)[..., None]
         of, s = moved.place, moved.elapsed
-        # the clock's grid is that of time, since both end at the horizon
         condition = torch.arange(len(of), device=of.device)[:, None, None]
-        side, cell = torch.arange(2, device=of.device), (s / self.time[0] - 1)[..., None]
-        log = cubic(smooth[of], cell, side, condition, len(self.time) - 1)
+        side, last = torch.arange(2, device=of.device), len(self.time)
+        cell = (s / clock[of, :1])[..., None]
+        log = cubic(smooth[of], cell.clamp_max(last) - 1, side, condition, last - 1)
         log = log - _ahead(height[of], s)[..., None]
         there = functional_call(self.bound, own | {"height": height[of]}, (s,))[0]
         log = log + tilt(there, s, torch.zeros_like(s[:, 0]), moved.slope)
-        return log.exp() * moved.rate[..., None]
+        return torch.where(cell < last + 0.5, log, -torch.inf).exp() * moved.rate[..., None]
 
     def _delayed(
         self, g: Tensor, values: dict[str, Tensor], stimulus: dict[str, Tensor]
