@@ -6,7 +6,8 @@ r"""The population of a hierarchy in two stages: each group alone, then all of t
 
 Draws :math:`u_{jk}` of each group by itself, under a working prior π, are what a Gibbs sampler of
 (μ, τ, u) then chooses from. Likelihoods are not computed again, so every fold and chain runs side
-by side. A first round finds the population that is the π of the second.
+by side. A first round, under the priors, finds where groups are: a normal there is the π of the
+second.
 
 References:
     Lunn, Barrett, Sweeting & Thompson 2013, "Fully Bayesian hierarchical modelling in two stages".
@@ -28,8 +29,8 @@ from neurodiff.inference.priors import LOG_ROOT_TAU, Pooled, Site
 _CHAINS, _WARMUP, _DRAWS = 32, 200, 400
 _AGREE = 1.2  # R-hat up to which a population is believed: its elpd is then within tenths of a nat
 _CENTRES = 1000  # draws of a group, and of the population that make up a mixture
-_NARROW = 0.2  # least s.d. of a population that draws of a group are made under
-_ROUGH = 500  # draws of a group in the first round, which only has to find the population
+_NARROW = 0.2  # least s.d. of what draws of a group are made under
+_ROUGH = 500  # draws of a group in the first round, which only has to find where groups are
 
 
 class Population(Pooled):
@@ -123,7 +124,7 @@ class Found:
 
 
 def first_stage(joint: Posterior, generator: torch.Generator) -> First:
-    """Draws of each group, twice: under the prior, and under the population that these make.
+    """Draws of each group, twice: under the prior, and under the normal that these make.
 
     All likelihoods are computed here: what follows, whichever groups it leaves out, has them.
 
@@ -135,11 +136,10 @@ def first_stage(joint: Posterior, generator: torch.Generator) -> First:
         raise TypeError("the model has no groups: a population needs join(…, by=…)")
     pooled = grouped.pooled
     groups = [_alone(joint, grouped, j) for j in range(grouped.groups)]
-    rough = _under(groups, pooled, pooled, _ROUGH, generator)
-    found = populations(rough, joint.mask.new_ones(1, grouped.groups), generator)
-    # a proposal: a few will do, and none so narrow that a mixture of them is all spikes
-    mean, sd = found.mean[0, ::5], found.log_sd[0, ::5].exp().clamp_min(_NARROW)
-    return _under(groups, Population(grouped.sites, mean, sd), pooled, _CENTRES, generator)
+    rough = _under(groups, pooled, pooled, _ROUGH, generator).u.flatten(0, 1)
+    # one that all groups' draws look alike to: smooth, and never so narrow that few fit a subject
+    working = Population(grouped.sites, rough.mean(0)[None], rough.std(0)[None].clamp_min(_NARROW))
+    return _under(groups, working, pooled, _CENTRES, generator)
 
 
 def _under(
