@@ -26,7 +26,7 @@ from neurodiff.inference.importance import importance_draws
 from neurodiff.inference.join import join
 from neurodiff.inference.laplace import find_modes
 from neurodiff.inference.nuts import NUTS, run_chain
-from neurodiff.inference.stages import two_stages
+from neurodiff.inference.stages import first_stage, two_stages
 from neurodiff.inference.tree import _loo
 from neurodiff.perception.frontend import InternalNoise, PowerFilter
 
@@ -120,7 +120,7 @@ def people():
     note(f"people, pooled: 100 chains, R-hat {chains.r_hat.item():.3f}", seconds, floor)
     bound = join(model, data, by="subject")
     began = time.process_time()
-    _, k_hat = two_stages(bound.posterior, 1000, generator)
+    _, k_hat = two_stages(first_stage(bound.posterior, generator), 1000, generator)
     seconds = time.process_time() - began
     note(f"people, by subject: two stages, k-hat {k_hat:.2f}", seconds, floor)
 

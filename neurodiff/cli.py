@@ -120,8 +120,9 @@ def fit(
         guess: The guess rate itself. Without either, and unless the data say, it has a prior.
         front_end: none, power-filter, internal-noise; several make several comparisons.
         bound: Of the bounded kind: constant, exponential, linear, weibull, spline, or with another
-            drift leak+weibull, urgency+weibull, power+weibull, variable+weibull. Or a rival of
-            bounds: time-stop, snr-stop, race, deadline (beside a constant bound).
+            drift leak+weibull, urgency+weibull, power+weibull, variable+weibull; of headings
+            heading+constant, heading-free+constant, steady-heading+weibull and the like. Or a rival
+            of bounds: time-stop, snr-stop, race, deadline (beside a constant bound).
         deadline: Seconds after which there is no answer, which is data; a missing time is one.
         observers: Whom to fit where a data set holds people and networks.
         by: A coordinate (subject) whose values get hierarchical parameters; predictions are then

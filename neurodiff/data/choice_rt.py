@@ -3,11 +3,11 @@ r"""Choices and reaction times as one number a trial, the way that first passage
 .. math:: \text{signed rt} = \begin{cases} +\text{rt} & \text{choice 1} \\
           -\text{rt} & \text{choice 0} \\ \infty & \text{no answer by the deadline} \end{cases}
 
-``strength`` is signed: positive where choice 1 is right. Data that hold ``correct`` and an unsigned
-strength are read in accuracy coding: choice 1 is the right answer, and strengths are positive.
-Data may have a ``deadline`` of each trial: a missing time is then no answer by it, and a time after
-it is an error. Where a trial has a time and no choice (a coin was tossed at strength 0) the time
-alone counts: ``choice_known`` is 0.
+``strength`` is signed: positive where choice 1 is right; of a heading it is the sine. Data that
+hold ``correct`` and an unsigned strength are read in accuracy coding: choice 1 is the right answer,
+and strengths are positive. Data may have a ``deadline`` of each trial: a missing time is then no
+answer by it, and a time after it is an error. Where a trial has a time and no choice (a coin was
+tossed at strength 0) the time alone counts: ``choice_known`` is 0.
 """
 
 import numpy as np
@@ -26,8 +26,8 @@ def choice_rt(
 
     Args:
         data: One study with ``rt`` in seconds and ``choice`` or ``correct``.
-        strength: Variable that holds the strength of the stimulus; by default ``strength``,
-            ``coherence`` or ``contrast``.
+        strength: Variable that holds the strength of the stimulus; by default ``strength``, the
+            sine of ``heading`` in degrees, ``coherence`` or ``contrast``.
         deadline: Seconds after which no answer counts: later and missing times become "no answer",
             which is data. Without a deadline a missing time says nothing. A variable ``deadline``
             of the data holds each trial's own, in place of this.
@@ -45,6 +45,9 @@ def choice_rt(
     require(data, ["rt"])
     if "choice" not in data and "correct" not in data and "response" in data:  # as HSSM has it
         data = check(data.assign(choice=(data["response"] > 0).where(data["response"].notnull())))
+    if strength is None and "strength" not in data and "heading" in data:
+        require(data, ["heading"])
+        data = data.assign(strength=np.sin(np.deg2rad(data["heading"].astype(float))))
     if strength is None:
         strength = next((name for name in STRENGTHS if name in data), "strength")
     require(data, [strength])

@@ -165,6 +165,7 @@ def drugowitsch(files: Files, part: str, attrs: Attrs) -> xr.Dataset:
         "heading": heading,
         "coherence": frame["cohs"],
         "modality": np.array(["", "visual", "vestibular", "both"])[frame["mods"].astype(int)],
+        "vestibular": (frame["mods"] > 1).astype(float),
         "choice": choice,
         "correct": choice == (heading > 0),
         "rt": frame["rt"],

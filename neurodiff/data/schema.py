@@ -29,6 +29,8 @@ STIMULUS = {
     "power": ("1", "power of the stimulus"),
     "coherence": ("1", "fraction of dots moving together, signed by direction"),
     "contrast": ("1", "contrast"),
+    "heading": ("degree", "heading, + is right"),
+    "vestibular": ("1", "1 where the body is moved"),
     "strength": ("1", "strength of the stimulus, signed where a choice has a direction"),
 }
 ANSWER = {

@@ -21,6 +21,7 @@ from neurodiff.perception import bounds
 from neurodiff.perception.bounded import Bounded
 from neurodiff.perception.deadline import DeadlineMixture
 from neurodiff.perception.drifts import Leak, Power, Urgency
+from neurodiff.perception.heading import DURATION, Cues, Heading, Motion
 from neurodiff.perception.race import Race
 from neurodiff.perception.reaction import Reaction
 from neurodiff.perception.timed import SnrStop, TimeStop
@@ -46,6 +47,13 @@ RIVALS: dict[str, Callable[[float, int], Reaction]] = {
         Power(), bounds.Constant(), Normal(), horizon, steps, start=0.0
     ),
 }
+# cues to a heading: how reliable they are within a trial, and whether what two give is free
+HEADINGS: dict[str, tuple[Motion | None, bool]] = {
+    "heading": (Motion(), False),
+    "heading-free": (Motion(), True),
+    "steady-heading": (None, False),
+    "steady-heading-free": (None, True),
+}
 DEFAULT_BOUNDS = ("constant", "exponential", "linear", "weibull", "leak+weibull", "urgency+weibull")
 _STEP = 0.02  # seconds, or a little less: an error of the density of 1e-5
 _LONGEST = 10.0  # seconds of a decision that a grid of such steps is for
@@ -61,8 +69,8 @@ def check_bound(name: str) -> None:
     if bound not in BOUNDS and bound not in RIVALS:
         near = nearest(bound, [*BOUNDS, *RIVALS])
         raise ValueError(f"unknown bound or rival {bound!r}: {near}")
-    if drift and drift not in DRIFTS:
-        raise ValueError(f"unknown drift {drift!r}: {nearest(drift, list(DRIFTS))}")
+    if drift and drift not in DRIFTS and drift not in HEADINGS:
+        raise ValueError(f"unknown drift {drift!r}: {nearest(drift, [*DRIFTS, *HEADINGS])}")
     if drift and bound in RIVALS:
         raise ValueError(f"got {name!r}, but a rival has a drift of its own: give {bound!r} alone")
 
@@ -90,8 +98,16 @@ def horizon_of(data: xr.Dataset) -> float:
     return deadline if np.isfinite(deadline) else math.ceil(20 * longest) / 20
 
 
-def decision(key: str, horizon: float) -> Reaction:
+def decision(key: str, horizon: float, data: xr.Dataset | None = None) -> Reaction:
     """The model of a row: ``bound``, ``drift+bound``, a rival, or ``no stimulus``.
+
+    Args:
+        key: The row.
+        horizon: Seconds up to which times are modelled.
+        data: Whose coherences a heading has gains for.
+
+    Raises:
+        ValueError: If the data lack what a heading needs.
 
     >>> decision("urgency+weibull", 2.0).drift
     Urgency()
@@ -104,8 +120,28 @@ def decision(key: str, horizon: float) -> Reaction:
         drift.gain.requires_grad_(False)
     else:
         name, _, bound = key.rpartition("+")
+        if name in HEADINGS:
+            cues = _cues(name, horizon, xr.Dataset() if data is None else data)
+            return Heading(cues, BOUNDS[bound](horizon), round(cues.horizon / _STEP))
         drift = DRIFTS[name]() if name else Power()
     return Bounded(drift, BOUNDS[bound](horizon), horizon, steps, start=0.0)
+
+
+def _cues(name: str, horizon: float, data: xr.Dataset) -> Cues:
+    lacking = [column for column in Cues.requires if column not in data]
+    if lacking:
+        found = ", ".join(str(v) for v in data.variables) or "nothing"
+        raise ValueError(
+            f"{name!r} needs columns 'heading' (degrees, signed), 'coherence' (of the optic flow, "
+            "0 where there is none) and 'vestibular' (1 where the body moves); the data lack "
+            f"{', '.join(map(repr, lacking))} (they hold: {found})"
+        )
+    seen = data["coherence"].values
+    coherences = tuple(np.unique(seen[seen > 0]).tolist())
+    if not coherences:
+        raise ValueError(f"{name!r} needs trials with optic flow: no 'coherence' is above 0")
+    motion, combined = HEADINGS[name]
+    return Cues(coherences, max(horizon, DURATION), motion, combined)
 
 
 def keys_of(chosen: Sequence[str] | None) -> tuple[str, ...]:

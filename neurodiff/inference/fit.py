@@ -24,7 +24,7 @@ from neurodiff.inference.join import join as join
 from neurodiff.inference.laplace import Laplace, Modes, best_modes
 from neurodiff.inference.nuts import NUTS, run_chain
 from neurodiff.inference.posterior import on_one_thread
-from neurodiff.inference.stages import two_stages
+from neurodiff.inference.stages import First, first_stage, two_stages
 from neurodiff.inference.svi import SVI, run_svi
 from neurodiff.inference.together import Ask, Steps, alone
 from neurodiff.inference.tree import build_tree
@@ -111,7 +111,7 @@ def fit(
 
 def fitting(
     bound: Bound, method: Laplace | SVI | NUTS, seed: int, executor: Executor | None = None
-) -> Steps[tuple[Modes | None, Tensor, dict]]:
+) -> Steps[tuple[Modes | First, Tensor, dict]]:
     """The steps of a fit: modes, draws (chain, draw, size) by the method, and its statistics.
 
     Laplace fits without groups ask, so that those of many parts are answered in one batch; what
@@ -123,8 +123,9 @@ def fitting(
         return modes, *explore(bound, modes, method, seed, executor)
     if isinstance(bound.posterior.parameters, Grouped):
         generator = torch.Generator().manual_seed(seed)
-        u, k_hat = two_stages(bound.posterior, method.draws, generator)
-        return None, u[None], {"k_hat": k_hat}
+        first = first_stage(bound.posterior, generator)
+        u, k_hat = two_stages(first, method.draws, generator)
+        return first, u[None], {"k_hat": k_hat}
     start = _perturbed(bound, method.starts, seed)[:, None]
     generator = torch.Generator().manual_seed(seed)
     joint = bound.posterior

@@ -7,6 +7,7 @@ Non-centred on the unconstrained scale, so that groups with few trials do not ma
 """
 
 import math
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -38,6 +39,12 @@ class Grouped:
     def sites(self) -> list[Site]:
         """The parameters of one group."""
         return self.pooled.sites
+
+    @cached_property
+    def rows(self) -> list[Tensor]:
+        """The rows of each group that has any."""
+        each = (torch.nonzero(self.index == j)[:, 0] for j in range(self.groups))
+        return [rows for rows in each if len(rows)]
 
     def deviations(self, u: Float[Tensor, "*draw size"]) -> tuple[Tensor, Tensor, Tensor]:
         """Population mean and s.d. (…, d), and the groups' own (…, group, d), unconstrained."""

@@ -283,7 +283,7 @@ def build(hypothesis: Hypothesis, task: Task, data: xr.Dataset) -> nn.Module:
     """
     key = hypothesis.key
     if task.model == "bounded":
-        return decision(key, task.horizon)
+        return decision(key, task.horizon, data)
     end = _front_end(hypothesis.front_end, task)
     if key in ("constant", "history only"):
         return Constant(_observer(task, history=key == "history only"))

@@ -20,6 +20,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.distributions import Distribution
 from torch.func import functional_call, vmap
 from torch.utils._pytree import tree_map
 
@@ -172,13 +173,46 @@ class Posterior:
         """Log p(y_i | x(u)) of each row, in the precision of y."""
         y = case["y"]
         values = {k: v.to(y.dtype) for k, v in self.parameters.trial_values(u).items()}
-        return functional_call(self.model, values | case["buffers"], (case["trials"],)).log_prob(y)
+        return self._log_prob(values, case)
+
+    def _log_prob(self, values: dict[str, Tensor], case: dict[str, Any]) -> Tensor:
+        """Log p(y_i | x) of each row, at each row's parameters."""
+        found = [
+            answer.log_prob(case["y"] if rows is None else case["y"][rows])
+            for rows, answer in self.answers(values, case["trials"], case["buffers"])
+        ]
+        if self._groups is None:
+            return found[0]
+        return torch.cat(found)[torch.cat(self._groups).argsort()]
+
+    def answers(
+        self,
+        values: dict[str, Tensor],
+        trials: dict[str, Tensor],
+        buffers: dict[str, Tensor] | None = None,
+    ) -> Iterator[tuple[Tensor | None, Distribution]]:
+        """The distribution of all responses; or group by group, with the rows of each.
+
+        A model that computes equal trials once (``apart``) has to be called for each group: what is
+        equal to one is not to another. So it also solves once for what a group has in common.
+        """
+        given, n = values | (buffers or {}), self.unit.shape[-1]
+        if self._groups is None:
+            yield None, functional_call(self.model, given, (trials,))
+        for rows in self._groups or ():
+            own = {k: v[rows] if v.dim() and len(v) == n else v for k, v in trials.items()}
+            at = {k: v[rows[0]] for k, v in values.items()}
+            yield rows, functional_call(self.model, at, (own,))
+
+    @property
+    def _groups(self) -> list[Tensor] | None:
+        apart = isinstance(self.parameters, Grouped) and getattr(self.model, "apart", False)
+        return self.parameters.rows if apart else None  # pyright: ignore
 
     def log_likelihood(self, values: dict[str, Tensor]) -> Float[Tensor, ""]:
         """Log p(data | x) of the first problem, at each trial's parameters by dotted name."""
         case = self._first
-        answer = functional_call(self.model, values | case["buffers"], (case["trials"],))
-        return answer.log_prob(case["y"]) @ case["counts"]
+        return self._log_prob(values, case) @ case["counts"]
 
     def _density(self, u: Tensor, case: dict[str, Any]) -> Tensor:
         return self.parameters.log_prior(u, *case["prior"]) + self._rows(u, case) @ case["counts"]

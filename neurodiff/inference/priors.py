@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import (
     Beta,
+    ComposeTransform,
     Distribution,
     Independent,
     LogNormal,
@@ -142,6 +143,9 @@ def _site(name: str, value: Tensor, support: Constraint, prior: Distribution) ->
     if not support.check(drawn).all():
         raise ValueError(f"the prior of {name!r}, {prior}, reaches beyond its support, {support}")
     transform = biject_to(prior.support)
+    if type(prior) is pyro_dist.TransformedDistribution:
+        # whose support forgets where it begins: the last transform alone says it
+        transform = ComposeTransform([biject_to(prior.base_dist.support), *prior.transforms])  # pyright: ignore
     # a value on the very edge of the support is infinitely far away in u
     inside = prior.support.check(value).all() and (transform.inv(value).abs() < 30).all()  # pyright: ignore
     return Site(name, value if inside else drawn.mean(0), transform, prior)

@@ -6,7 +6,8 @@ r"""The population of a hierarchy in two stages: each group alone, then all of t
 
 Draws :math:`u_{jk}` of each group by itself, under a working prior π, are what a Gibbs sampler of
 (μ, τ, u) then chooses from. Likelihoods are not computed again, so every fold and chain runs side
-by side. A first round finds the population that is the π of the second.
+by side. A first round, under the priors, finds where groups are: a normal there is the π of the
+second.
 
 References:
     Lunn, Barrett, Sweeting & Thompson 2013, "Fully Bayesian hierarchical modelling in two stages".
@@ -28,6 +29,8 @@ from neurodiff.inference.priors import LOG_ROOT_TAU, Pooled, Site
 _CHAINS, _WARMUP, _DRAWS = 32, 200, 400
 _AGREE = 1.2  # R-hat up to which a population is believed: its elpd is then within tenths of a nat
 _CENTRES = 1000  # draws of a group, and of the population that make up a mixture
+_NARROW = 0.2  # least s.d. of what draws of a group are made under
+_ROUGH = 500  # draws of a group in the first round, which only has to find where groups are
 
 
 class Population(Pooled):
@@ -81,12 +84,26 @@ def _alone(joint: Posterior, grouped: Grouped, group: int) -> Posterior:
     return replace(joint.take(rows), parameters=grouped.pooled, weight=joint.weight[rows])
 
 
-def _under(own: Posterior, prior: Pooled, generator: torch.Generator) -> tuple[Tensor, float]:
-    """Draws (draw, size) of one group's parameters under a prior, and their k̂."""
-    own = replace(own, parameters=prior)
-    modes = find_modes(own, prior.start()[None])
-    found = posterior_draws(own, modes, 2 * _CENTRES, generator)
-    return found.resample(_CENTRES, generator)[0], found.k_hat.item()
+@dataclass(frozen=True)
+class First:
+    r"""The first stage: draws of each group by itself, under a working prior π.
+
+    Attributes:
+        groups: Each alone.
+        pooled: The parameters of one, with the prior of the population's μ.
+        u: Draws of each, unconstrained.
+        log_pi: log π(u).
+        k_hat: Behind the draws of each.
+        likelihood: Points u_i of each and log c_i, :math:`\sum_i c_i f(u_i) \approx
+            \int p(y_j \mid u) f(u)\,du`: the evidence under any other prior f.
+    """
+
+    groups: list[Posterior]
+    pooled: Pooled
+    u: Float[Tensor, "group draw size"]
+    log_pi: Float[Tensor, "group draw"]
+    k_hat: Float[Tensor, " group"]
+    likelihood: list[tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -106,10 +123,10 @@ class Found:
     k_hat: Float[Tensor, " fold"]
 
 
-def populations(
-    joint: Posterior, mask: Float[Tensor, "fold group"], generator: torch.Generator
-) -> tuple[list[Posterior], Found]:
-    """The groups, each alone, and the populations of those that each fold's mask names.
+def first_stage(joint: Posterior, generator: torch.Generator) -> First:
+    """Draws of each group, twice: under the prior, and under the normal that these make.
+
+    All likelihoods are computed here: what follows, whichever groups it leaves out, has them.
 
     Raises:
         TypeError: If the model has no groups.
@@ -117,23 +134,40 @@ def populations(
     grouped = joint.parameters
     if not isinstance(grouped, Grouped):
         raise TypeError("the model has no groups: a population needs join(…, by=…)")
+    pooled = grouped.pooled
     groups = [_alone(joint, grouped, j) for j in range(grouped.groups)]
-    pooled, everyone = grouped.pooled, torch.ones_like(mask[:1])
-    first = _gibbs(groups, pooled, pooled, everyone, generator)
-    mean, sd = first.mean[0, ::5], first.log_sd[0, ::5].exp()  # a proposal: a few will do
-    return groups, _gibbs(groups, Population(grouped.sites, mean, sd), pooled, mask, generator)
+    rough = _under(groups, pooled, pooled, _ROUGH, generator).u.flatten(0, 1)
+    # one that all groups' draws look alike to: smooth, and never so narrow that few fit a subject
+    working = Population(grouped.sites, rough.mean(0)[None], rough.std(0)[None].clamp_min(_NARROW))
+    return _under(groups, working, pooled, _CENTRES, generator)
 
 
-def two_stages(joint: Posterior, draws: int, generator: torch.Generator) -> tuple[Tensor, float]:
+def _under(
+    groups: list[Posterior], prior: Pooled, pooled: Pooled, draws: int, generator: torch.Generator
+) -> First:
+    """Draws of each group's parameters under a prior."""
+    picked, k_hat, likelihood = [], [], []
+    for group in groups:
+        own = replace(group, parameters=prior)
+        found = posterior_draws(own, find_modes(own, prior.start()[None]), draws, generator)
+        picked.append(found.resample(draws, generator)[0])
+        k_hat.append(found.k_hat.item())
+        log_c = found.log_w + found.log_evidence[:, None] - prior.draws_log_prior(found.u)
+        likelihood.append((found.u[0], log_c[0]))
+    u = torch.stack(picked)
+    log_pi = prior.draws_log_prior(u)
+    return First(groups, pooled, u, log_pi, torch.tensor(k_hat), likelihood)
+
+
+def two_stages(first: First, draws: int, generator: torch.Generator) -> tuple[Tensor, float]:
     """Draws (draw, size) of a hierarchy's flat vector, and the k̂ behind them.
 
     Args:
-        joint: A hierarchical posterior.
+        first: Draws of each group.
         draws: As many, at most 1000.
         generator: Source of randomness, on the CPU.
     """
-    everyone = joint.mask.new_ones(1, joint.parameters.groups)  # pyright: ignore
-    found = populations(joint, everyone, generator)[1]
+    found = populations(first, first.u.new_ones(1, len(first.groups)), generator)
     draws = min(draws, _CENTRES)
     keep = torch.linspace(0, _CENTRES - 1, draws).long().to(found.mean.device)
     mean, log_sd, own = (x[0, keep] for x in (found.mean, found.log_sd, found.groups))
@@ -141,18 +175,18 @@ def two_stages(joint: Posterior, draws: int, generator: torch.Generator) -> tupl
     return torch.cat([mean, log_sd, z.flatten(1)], -1), found.k_hat.item()
 
 
-def _gibbs(
-    groups: list[Posterior],
-    working: Pooled,
-    pooled: Pooled,
-    mask: Float[Tensor, "fold group"],
-    generator: torch.Generator,
+def populations(
+    first: First, mask: Float[Tensor, "fold group"], generator: torch.Generator
 ) -> Found:
-    """Draws of the population of the groups in each fold's mask, from their draws under π."""
-    each = [_under(group, working, generator) for group in groups]
-    u, own = torch.stack([u for u, _ in each]), torch.tensor([k for _, k in each])
-    log_pi = torch.vmap(torch.vmap(working.log_prior))(u)
-    gibbs = _Gibbs(u, log_pi, pooled, mask, generator)
+    """The second stage: the populations of the groups that each fold's mask names.
+
+    Args:
+        first: Draws of each group.
+        mask: 1 for the groups that a fold's population is of.
+        generator: Source of randomness, on the CPU.
+    """
+    u = first.u
+    gibbs = _Gibbs(u, first.log_pi, first.pooled, mask, generator)
     for _ in range(_WARMUP):
         gibbs.sweep()
     kept, picks = [], []
@@ -166,7 +200,7 @@ def _gibbs(
     pick = torch.stack(picks, 2).flatten(1, 2)[:, keep]
     agree = torch.where(_r_hat(found).cpu() < _AGREE, -torch.inf, torch.inf)
     # a fold rests on the groups that it trains on
-    used = torch.where(mask.cpu() > 0, own, -torch.inf).amax(-1)
+    used = torch.where(mask.cpu() > 0, first.k_hat, -torch.inf).amax(-1)
     return Found(mean, log_sd, u[gibbs.group, pick], torch.maximum(agree, used.to(agree)))
 
 

@@ -14,7 +14,6 @@ import torch
 import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
-from torch.func import functional_call
 
 import neurodiff
 from neurodiff.inference.curves import curves
@@ -109,11 +108,13 @@ def _predictive(bound: Bound, flat: Float[Tensor, "draw size"], seed: int) -> xr
     """Responses that the fitted model would give to the same trials."""
     most = max(1, _PREDICTED // len(bound.rows))
     chosen = flat[_thin(len(flat), min(_PREDICT, most))]
-    rows, grouped = torch.as_tensor(bound.rows, device=flat.device), bound.by is not None
+    rows = torch.as_tensor(bound.rows, device=flat.device)
+    # draws side by side differ in their parameters, and so do equal trials then
+    single = bound.by is not None or getattr(bound.posterior.model, "apart", False)
     joint, drawn = bound.posterior.take(rows), []
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
-        for some in chosen.split(1 if grouped else max(1, _TILED // len(rows))):
+        for some in chosen.split(1 if single else max(1, _TILED // len(rows))):
             # several draws are one call: their trials side by side, with parameters of their own
             if len(joint.unit) != len(some) * len(rows):
                 joint = bound.posterior.take(rows.repeat(len(some)))
@@ -122,8 +123,10 @@ def _predictive(bound: Bound, flat: Float[Tensor, "draw size"], seed: int) -> xr
             else:
                 each = joint.parameters.constrain(some).items()
                 values = {name: v.repeat_interleave(len(rows), 0) for name, v in each}
-            answer = functional_call(joint.model, values, (joint.trials,)).sample()
-            drawn.append(_array(answer.reshape(len(some), -1)).astype(np.float32))
+            found = torch.empty(len(some) * len(rows), dtype=flat.dtype, device=flat.device)
+            for own, answer in joint.answers(values, joint.trials):
+                found[slice(None) if own is None else own] = answer.sample().to(found)
+            drawn.append(_array(found.reshape(len(some), -1)).astype(np.float32))
     drawn = np.concatenate(drawn)[None]
     return xr.Dataset({_response(bound): (["chain", "draw", bound.dim], drawn)})
 

@@ -35,6 +35,7 @@ from neurodiff.inference.laplace import Laplace, Modes
 from neurodiff.inference.loso import leave_one_group_out
 from neurodiff.inference.nuts import NUTS
 from neurodiff.inference.posterior import on_one_thread
+from neurodiff.inference.stages import First
 from neurodiff.inference.stopping_curves import stopping_curves
 from neurodiff.inference.svi import SVI
 from neurodiff.inference.together import Steps, alone, together
@@ -220,11 +221,12 @@ def solving(unit: Unit, device: str) -> Steps[xr.DataTree]:
     return tree
 
 
-def _score(tree: xr.DataTree, unit: Unit, bound: Bound, modes: Modes | None) -> Steps[None]:
+def _score(tree: xr.DataTree, unit: Unit, bound: Bound, modes: Modes | First) -> Steps[None]:
     """Add the held-out elpd that goes with the unit of generalisation."""
     nuts = unit.method if isinstance(unit.method, NUTS) else None
-    if unit.by is not None or modes is None:
-        tree["loso"] = leave_one_group_out(bound, 4 * _HELD_OUT_DRAWS, unit.seed)
+    if unit.by is not None or isinstance(modes, First):
+        first = modes if isinstance(modes, First) else None
+        tree["loso"] = leave_one_group_out(bound, 4 * _HELD_OUT_DRAWS, unit.seed, first)
     elif bound.unit_dim == "block":
         fold = alternating(len(bound.unit_names))
         elpd, k_hat = yield from kfold(bound, modes, fold, _FOLD_DRAWS, unit.seed, nuts)
@@ -261,11 +263,13 @@ def _tested(bound: Bound, u: Tensor, data: xr.Dataset, by: str | None) -> xr.Dat
     model, trials = bound.posterior.model, bound.posterior.trials
     if hasattr(model, "front_end"):
         shown, stimulus = "logsnr", _front_end(bound, u.reshape(-1, u.shape[-1]).mean(0))
+        values = stimulus.cpu().numpy()[bound.rows]
+    elif "logsnr" in trials:
+        shown, values = "logsnr", trials["logsnr"].cpu().numpy()[bound.rows]
     else:
-        shown = "logsnr" if "logsnr" in trials else "strength"
-        stimulus = trials[shown]
+        shown, values = "strength", data["strength"].values
     units = "nats" if shown == "logsnr" else str(data[shown].attrs.get("units", "1"))
-    kept = {shown: (bound.dim, stimulus.cpu().numpy()[bound.rows], {"units": units})}
+    kept = {shown: (bound.dim, values, {"units": units})}
     for name in {"block", "choice_known", by} - {None}:
         if name in data.variables and data[name].dims == (bound.dim,):
             kept[name] = (bound.dim, data[name].values, {})

@@ -24,7 +24,7 @@ from neurodiff.perception.drifts import Power, Steady
 from neurodiff.perception.first_passage import Path, solve, survival, tilt
 from neurodiff.perception.reaction import Later, LogDensity, Reaction, cubic, falling, part
 
-_LEAST = 1e-140  # density below which it is 0: the second derivative of its log would overflow
+LEAST = 1e-140  # density below which it is 0: the second derivative of its log would overflow
 CONDITIONS = 8  # about as many strengths as experiments have
 _NODES = 5  # of the quadrature over starting points
 
@@ -117,12 +117,12 @@ class Bounded(Reaction):
         if isinstance(moved, Path):
             n = len(moved.slope)
             b, slope = (y.expand(n, -1) for y in (b, slope))
-            return _floored(solve(b, slope, self.time, x.expand(n, -1), moved))
+            return floored(solve(b, slope, self.time, x.expand(n, -1), moved))
         v = moved.slope[:, None]
         eta = None if moved.spread is None else moved.spread[:, None]
         log = tilt(b[..., None, :], self.time, x, v, eta)
-        still = _floored(solve(b, slope, self.time, x))
-        there = still > _LEAST
+        still = floored(solve(b, slope, self.time, x))
+        there = still > LEAST
         return torch.where(there, (torch.where(there, still, 1.0).log() + log).exp(), 0.0)
 
     def _starts(self, values: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -137,11 +137,14 @@ class Bounded(Reaction):
         return height * (middle + room * at), weight
 
     def _reactions(
-        self, g: Float[Tensor, "condition time 2"], values: dict[str, Tensor]
+        self,
+        g: Float[Tensor, "condition time 2"],
+        values: dict[str, Tensor],
+        stimulus: dict[str, Tensor],
     ) -> tuple[LogDensity, Later]:
         """Log density of reaction time and choice, and the probability of none by a time."""
         if self.jitter is not None:
-            return super()._reactions(g, values)
+            return super()._reactions(g, values, stimulus)
         delay = values["delay"].reshape(-1).expand(len(g))
         return self._shifted(g, values, delay), self._later(g, delay)
 
@@ -155,7 +158,7 @@ class Bounded(Reaction):
         # a spread of starts begins from the nearest one, the first or the last
         height = values["bound.height"].reshape(-1, 1)
         d = torch.stack([height - x, height + x]).amin(-1).mT.expand(len(g), 2)
-        smooth = g.clamp_min(_LEAST).log() + 1.5 * self.time.log()[:, None]
+        smooth = g.clamp_min(LEAST).log() + 1.5 * self.time.log()[:, None]
         smooth = smooth + 0.5 * d[:, None].square() / self.time[:, None]
         dt, last = self.time[0], len(self.time) - 1
 
@@ -180,6 +183,10 @@ class Bounded(Reaction):
         return later
 
 
-def _floored(g: Tensor) -> Tensor:
-    """Densities no smaller than rounding makes them once they have peaked: logs stay smooth."""
+def floored(g: Tensor) -> Tensor:
+    """Densities no smaller than rounding makes them once they have peaked: logs stay smooth.
+
+    >>> floored(torch.tensor([[0.0], [1.0], [0.0]]))[:, 0] > 0
+    tensor([False,  True,  True])
+    """
     return torch.maximum(g, 1e-13 * g.detach().cummax(-2)[0])

@@ -33,7 +33,7 @@ Bound = float | Tensor | Callable[[Tensor], tuple[Tensor, Tensor]]
 
 def tilt(
     bound: Float[Tensor, "*#condition time"],
-    time: Float[Tensor, " time"],
+    time: Float[Tensor, "*#condition time"],
     start: Float[Tensor, "*#condition"],
     drift: Float[Tensor, "*#condition"],
     spread: Float[Tensor, "*#condition"] | None = None,
@@ -49,7 +49,7 @@ def tilt(
     """
     sign = bound.new_tensor([1.0, -1.0])
     d = sign * bound[..., None] - start[..., None, None]
-    v, t = drift[..., None, None], time[:, None]
+    v, t = drift[..., None, None], time[..., None]
     if spread is None:
         return v * d - 0.5 * v * v * t
     eta2 = spread[..., None, None].square()

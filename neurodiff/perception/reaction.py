@@ -112,7 +112,8 @@ class Reaction(nn.Module, ABC):
         values = self._values(first)
         stimulus = {n: trials[n][first][:, None] for n in self.drift.requires}  # pyright: ignore
         g = _at_most_one(self._decisions(values, stimulus), self.time[0])
-        log_density, later = self._reactions(g.expand(len(first), *g.shape[-2:]), values)
+        g = g.expand(len(first), *g.shape[-2:])
+        log_density, later = self._reactions(g, values, stimulus)
         lapse = values["lapse"].reshape(-1).expand(len(first))
         known, own = trials["choice_known"], trials.get("deadline")
         return ChoiceTime(log_density, later, condition, lapse, self.horizon, known, own)
@@ -124,10 +125,13 @@ class Reaction(nn.Module, ABC):
         """Densities of decision time and choice."""
 
     def _reactions(
-        self, g: Float[Tensor, "condition time 2"], values: dict[str, Tensor]
+        self,
+        g: Float[Tensor, "condition time 2"],
+        values: dict[str, Tensor],
+        stimulus: dict[str, Tensor],
     ) -> tuple[LogDensity, Later]:
         """Log density of reaction time and choice, and the probability of none by a time."""
-        table = jittered(g, self.time, values["delay"], values["jitter"])
+        table = self._delayed(g, values, stimulus)
         fine = self.time[0] / _FINE
         rate = table.sum(-1)
         # at either end the cubic through four points goes on
@@ -140,6 +144,12 @@ class Reaction(nn.Module, ABC):
             return falling(left, fine * rate, time / fine, condition)
 
         return _tabulated(table, fine), later
+
+    def _delayed(
+        self, g: Tensor, values: dict[str, Tensor], stimulus: dict[str, Tensor]
+    ) -> Float[Tensor, "condition fine 2"]:
+        """Densities of reaction time."""
+        return jittered(g, self.time, values["delay"], values["jitter"])
 
     def _conditions(self, trials: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The condition of each trial, groups apart, and the first trial of each condition."""
@@ -188,8 +198,13 @@ def jittered(
     behind = place - _FINE * (torch.arange(n, device=dt.device) + 1)
     every = dt / _FINE * torch.arange(-_FINE * n, _FINE * n + 1, device=dt.device)
     z = (every - delay) / jitter
-    each = dt * torch.exp(-0.5 * z * z) / (math.sqrt(2 * math.pi) * jitter)
-    return each[..., behind + _FINE * n] @ g
+    each = (dt * torch.exp(-0.5 * z * z) / (math.sqrt(2 * math.pi) * jitter))[
+        ..., behind + _FINE * n
+    ]
+    if each.dim() > 2:
+        return each @ g
+    # one delay for all conditions is one product: a batch of them would copy the matrix for each
+    return (each @ g.transpose(0, 1).flatten(1)).unflatten(1, (len(g), 2)).transpose(0, 1)
 
 
 def _tabulated(table: Float[Tensor, "condition fine 2"], fine: Tensor) -> LogDensity:

@@ -10,7 +10,7 @@ from torch.distributions import Bernoulli, Normal
 from neurodiff.inference import stages
 from neurodiff.inference.join import join
 from neurodiff.inference.loso import leave_one_group_out
-from neurodiff.inference.stages import Population, two_stages
+from neurodiff.inference.stages import Population, first_stage, two_stages
 
 
 class Coin(nn.Module):
@@ -93,7 +93,8 @@ def test_a_group_whose_own_draws_fail_is_told(monkeypatch):
         return found
 
     monkeypatch.setattr(stages, "posterior_draws", hopeless)
-    _, k_hat = two_stages(bound.posterior, 100, torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    _, k_hat = two_stages(first_stage(bound.posterior, generator), 100, generator)
     assert k_hat == pytest.approx(0.9)
     k_hat = leave_one_group_out(bound, 500, 0)["k_hat"].values
     # the third subject is predicted from the others alone
@@ -139,7 +140,8 @@ def test_two_stages_against_quadrature():
     """Population mean and log s.d. of four coins."""
     right, n = [24, 20, 9, 27], 30
     bound = join(Coin(), coins(right, n), by="subject")
-    u, k_hat = two_stages(bound.posterior, 1000, torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    u, k_hat = two_stages(first_stage(bound.posterior, generator), 1000, generator)
     assert k_hat < 0.7
     nodes, w = np.polynomial.hermite_e.hermegauss(80)
     mu, log_tau = np.meshgrid(np.linspace(-5, 5, 161), np.linspace(-7, 2, 241), indexing="ij")

@@ -140,3 +140,18 @@ def test_hierarchical_log_prior_is_the_explicit_sum():
         grouped.take(torch.tensor([3, 0])).trial_values(u)["observer.lapse"],
         values["observer.lapse"][[3, 0]],
     )
+
+
+def test_a_prior_that_begins_above_zero_begins_there_in_groups_too():
+    """A jitter of 0.7 steps and more: u is that of the normal beneath, whatever the spread."""
+    above = [td.transforms.ExpTransform(), td.transforms.AffineTransform(0.014, 1.0)]
+    prior = td.TransformedDistribution(td.Normal(-3.0, 0.7), above)
+    found = sites(Holder(prior))
+    u = torch.linspace(-30.0, 3.0, 50, dtype=torch.float64)[:, None]
+    value = Pooled(found).constrain(u)["value"]
+    assert (value >= 0.014).all()
+    log_p = torch.vmap(Pooled(found).log_prior)(u)
+    assert torch.allclose(log_p, td.Normal(-3.0, 0.7).log_prob(u[:, 0]), atol=1e-9)
+    grouped = Grouped(found, torch.arange(4))
+    u = 5 * torch.randn(200, grouped.size, dtype=torch.float64)
+    assert (grouped.constrain(u)["value"] >= 0.014).all()
