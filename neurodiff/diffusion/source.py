@@ -15,7 +15,9 @@ With the first a it is Brownian, of variance κ² in all and pinned at both ends
 has this law at its own times, with κ² = ∫β. With the second it is the straight line from x to
 y + κ ε, the interpolant of a data-dependent coupling. Both are plain diffusion moved towards y:
 (α/a)(z − (1 − a) y) = α x + σ ε. So losses, likelihoods and samplers are those of every conditional
-denoiser, and ½ ∫ w m dλ with w = 1 bounds −log p(x|y).
+denoiser, and ½ ∫ w m dλ with w = 1 bounds −log p(x|y). In uniform t = 1 − a, half the squared error
+of I²SB's target (z − x)/(κ √t) has w = S(−λ − 2 log κ), a sigmoid; that of the velocity y + κ ε − x
+of the straight line has w = ½ κ e^{−λ/2}, that of flow matching.
 
 What a sampler of an exact denoiser draws depends on whether it sees y, beside z:
 

@@ -129,6 +129,25 @@ def test_the_straight_one_is_the_interpolant_from_y_and_a_little_noise():
 
 
 @pytest.mark.parametrize("pinned", [True, False])
+def test_the_losses_that_bridges_are_trained_with_are_named_weightings(pinned):
+    bridge, kappa = Bridge(Shown(), 0.6, pinned=pinned, seen=False), 0.6
+    x, y, eps = torch.randn(3, 9, 1).unbind()
+    t = torch.linspace(0.1, 0.9, 9)
+    law = NoiseSchedule(bridge.law)
+    logsnr = law.logsnr(t)
+    if pinned:
+        weighting = nd.weighting("sigmoid", bias=-2 * math.log(kappa))(logsnr)
+        z = (1 - t)[:, None] * x + t[:, None] * y + kappa * (t * (1 - t)).sqrt()[:, None] * eps
+        scale = kappa * t.sqrt()[:, None]
+        off = (z - x) / scale  # Shown says that z is x, and the target 0
+    else:
+        weighting = 0.5 * kappa * nd.weighting("flow-matching")(logsnr)
+        off = y + kappa * eps - x
+    got = weighting / law.log_density(logsnr).exp() * squared_error(bridge, x, logsnr, eps, y)
+    torch.testing.assert_close(0.5 * got, 0.5 * off.square()[:, 0])
+
+
+@pytest.mark.parametrize("pinned", [True, False])
 def test_plain_steps_are_those_of_the_bridge(pinned):
     bridge = Bridge(Shown(), 0.6, pinned=pinned, seen=False)
     z, x, y, xi = torch.randn(4, 8, 1).unbind()
