@@ -126,6 +126,30 @@ class _Dense(nn.Module):
         return h + self.last(self.drop(silu(self.first((1 + a) * self.norm(h) + b))))
 
 
+class Beside(nn.Module):
+    """A network that sees an image beside z: it gets both, along the first axis, and answers for z.
+
+    Args:
+        network: for an event of as many rows (or channels) as z and the image have together.
+
+    >>> Beside(MLP((3, 8)))(torch.zeros(5, 2, 8), torch.zeros(5), torch.zeros(5, 1, 8)).shape
+    torch.Size([5, 2, 8])
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(
+        self,
+        z: Float[Tensor, "batch channel *rest"],
+        logsnr: Float[Tensor, " batch"],
+        cond: Float[Tensor, "batch other *rest"],
+    ) -> Float[Tensor, "batch channel *rest"]:
+        """The first of the outputs, as many as z has; ``cond`` is the image."""
+        return self.network(torch.cat([z, cond], 1), logsnr)[:, : z.shape[1]]
+
+
 class UNet(nn.Module):
     """A U-Net for small images: residual blocks, attention at the coarser levels.
 

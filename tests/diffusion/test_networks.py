@@ -7,7 +7,7 @@ import torch
 
 from neurodiff.diffusion.denoiser import LevelDenoiser
 from neurodiff.diffusion.logsnr import alpha, sigma
-from neurodiff.diffusion.networks import MLP, UNet
+from neurodiff.diffusion.networks import MLP, Beside, UNet
 
 
 def woken(network):
@@ -98,3 +98,15 @@ def test_levels_are_the_posterior_of_independent_numbers_with_that_prior():
     mean = torch.einsum("bs,sd->bd", log_p.softmax(1), levels[states])
     assert torch.allclose(model(z, logsnr), mean, atol=1e-10)
     assert torch.isfinite(model(z, torch.tensor(-torch.inf))).all()
+
+
+@pytest.mark.parametrize("inner", [MLP((3, 8, 8), 16, 2), UNet(3, 8, (1, 2), 1)])
+def test_an_image_beside_z_is_seen_and_only_z_is_answered(inner):
+    network, logsnr = Beside(woken(inner)), torch.zeros(4)
+    z, y = torch.randn(4, 1, 8, 8), torch.randn(4, 2, 8, 8)
+    out = network(z, logsnr, y)
+    torch.testing.assert_close(out, inner(torch.cat([z, y], 1), logsnr)[:, :1])
+    for c in range(2):
+        other = y.clone()
+        other[:, c] += 1.0
+        assert (network(z, logsnr, other) - out).abs().max() > 1e-3
