@@ -17,6 +17,7 @@ import neurodiff as nd
 from neurodiff.diffusion.adaptive import AdaptiveSchedule
 from neurodiff.diffusion.denoiser import Denoiser, NetworkDenoiser
 from neurodiff.diffusion.logsnr import alpha
+from neurodiff.diffusion.loss import denoising_loss
 from neurodiff.diffusion.networks import MLP
 from neurodiff.diffusion.train import train
 
@@ -60,6 +61,30 @@ def test_the_given_denoiser_is_left_alone_and_the_seed_decides():
     assert not runs[0].denoiser.training
 
 
+def test_losses_are_draws_of_the_weighted_loss():
+    done = train(small(), X, **{**RUN, "batch": 256}, steps=200, rate=1e-12)
+    many = X.repeat(500, 1)
+    known = denoising_loss(
+        small(), many, weighting=RUN["weighting"], schedule=RUN["schedule"]
+    ).detach()
+    error = done.losses.std() / 200**0.5 + float(known.std()) / len(known) ** 0.5
+    assert abs(done.losses.mean() - float(known.mean())) < 4.5 * error
+
+
+def test_weights_are_averaged_less_in_the_first_steps():
+    (average, last), start = (
+        (
+            dict(train(small(), X, **RUN, steps=1, average=a).denoiser.named_parameters())
+            for a in (0.999, 0.0)
+        ),
+        dict(small().named_parameters()),
+    )
+    # after the first step a tenth of what was there stays
+    for name, value in average.items():
+        assert torch.allclose(value, 0.1 * start[name] + 0.9 * last[name], atol=1e-12)
+    assert any((last[name] != start[name]).any() for name in start)
+
+
 def test_conditions_are_used_and_dropped_now_and_then():
     x = torch.tensor([[-0.5] * 3, [0.5] * 3]).repeat(100, 1)
     label = torch.tensor([0, 1]).repeat(100)
@@ -79,6 +104,7 @@ from pathlib import Path
 from neurodiff.diffusion.adaptive import AdaptiveSchedule
 from neurodiff.diffusion.denoiser import Denoiser, NetworkDenoiser
 from neurodiff.diffusion.logsnr import alpha
+from neurodiff.diffusion.loss import denoising_loss
 from neurodiff.diffusion.networks import MLP
 from neurodiff.diffusion import train as module
 torch.set_default_dtype(torch.float64)
