@@ -7,20 +7,17 @@ that cannot be used; 130, Ctrl-C. Libraries load inside the commands, so that he
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
 from neurodiff import __version__
+from neurodiff.terminal import show_table, status
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
-
-    import pandas as pd
-    from rich.console import Console
 
 Names = Annotated[list[str] | None, Parameter(consume_multiple=True)]
 
@@ -78,7 +75,7 @@ def demo(*, out: Path | None = None, seed: int = 0, workers: int = 2) -> int:
     from neurodiff.data.datasets import load
     from neurodiff.inference.hypotheses import common_task, plan, task_of
 
-    with _status("loading"):
+    with status("loading"):
         parts = [load(f"grasshopper-receptor/{part}") for part in ("1", "2")]
     task = common_task([task_of(part) for part in parts])
     rows = plan(task, ("none", "power-filter"))
@@ -139,7 +136,7 @@ def fit(
     from neurodiff.inference.nuts import NUTS
     from neurodiff.inference.svi import SVI
 
-    with _status("reading"):
+    with status("reading"):
         parts, unread = gather(data, choices, observers)
         parts = _timed(parts, deadline) if model == "bounded" else parts
     if model != "bounded" and (bound or deadline):
@@ -197,7 +194,7 @@ def recover(
     from neurodiff.inference.calibration import recovery_table
     from neurodiff.inference.hypotheses import plan, task_of
 
-    with _status("reading"):
+    with status("reading"):
         (part, *more), _ = gather(data, choices, "all")
     if more:
         raise ValueError(f"got {1 + len(more)} parts, wanted one design: name one part or file")
@@ -210,7 +207,7 @@ def recover(
     default = ["weibull"] if model == "bounded" else ["logistic"]
     learned = bound or law or ([] if weighting else default)
     rows = plan(task, [front_end], weighting or [], learned, controls=False)
-    with _status(f"simulating and fitting {sets} data sets for each of {len(rows)} hypotheses"):
+    with status(f"simulating and fitting {sets} data sets for each of {len(rows)} hypotheses"):
         table = recovery_table(rows, task, part, sets, seed)
     print(table.to_string(index=False, float_format="%.3f"))
     print(f"{sets} sets, truths from the priors, unconstrained scale, seed {seed}{plain}")
@@ -235,9 +232,9 @@ def compare(*folders: Path) -> None:
         if not found:
             raise ValueError(f"{folder} holds no fits (fits/*.nc); wanted a run folder")
         fits |= {f"{folder}/{path.stem}" if several else path.stem: path for path in found}
-    with _status("comparing"):
+    with status("comparing"):
         table = compare(fits)
-    _show(table)
+    show_table(table)
 
 
 @app.command
@@ -324,7 +321,7 @@ def _run(  # noqa: ANN202
     try:
         with workers(processes) as executor:
             table = study(parts, rows, task, out, executor=executor, command=command, **options)
-            _show(table)
+            show_table(table)
             print(describe(out))
             if drawn:
                 _draw(out, executor)
@@ -333,48 +330,9 @@ def _run(  # noqa: ANN202
     return 1 if json.loads((out / "run.json").read_text())["failed"] else 0
 
 
-def _console(stderr: bool = False) -> "Console":
-    """A wide one where the output is a file."""
-    from rich.console import Console
-
-    found = Console(stderr=stderr, highlight=False)
-    return found if found.is_terminal else Console(stderr=stderr, highlight=False, width=160)
-
-
-@contextmanager
-def _status(what: str) -> Iterator[None]:
-    """A sign of life on a terminal, and nothing elsewhere."""
-    console = _console(stderr=True)
-    if not console.is_terminal:
-        yield
-        return
-    with console.status(f"{what} …"):
-        yield
-
-
 def _draw(out: Path, executor: "Executor | None" = None) -> None:
     from neurodiff.report import report
 
-    with _status("drawing"):
+    with status("drawing"):
         path = report(out, executor)
     print(f"report: {path}")
-
-
-def _show(table: "pd.DataFrame") -> None:
-    """One table for each data part and front end."""
-    from rich.table import Table
-
-    for (data, end), rows in table.groupby(["data", "front_end"], sort=False):  # pyright: ignore
-        shown = Table(title=f"{data}, front end {end} (nats)", title_justify="left", box=None)
-        for name in ("hypothesis", "gauge", "kind"):
-            shown.add_column(name)
-        numbers = ["elpd", "se", "elpd_diff", "dse", "weight"]
-        numbers += ["bits_per_spike"] if "bits_per_spike" in rows else []
-        for name in numbers:
-            shown.add_column(name, justify="right")
-        shown.add_column("verdict")
-        for row in rows.to_dict("records"):
-            digits = {"weight": 2, "bits_per_spike": 3}
-            cells = [f"{row[n]:.{digits.get(n, 1)}f}".replace("nan", "") for n in numbers]
-            shown.add_row(row["hypothesis"], row["gauge"], row["kind"], *cells, row["verdict"])
-        _console().print(shown, "")

@@ -23,6 +23,7 @@ BELONGS = {
     "page": "report",
     "report": "report",
     "cli": "cli",
+    "terminal": "cli",
 }
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
 
