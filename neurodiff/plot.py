@@ -160,7 +160,7 @@ def times(fit: xr.DataTree, ax: Axes | None = None) -> Axes:
     ):
         ax.plot([], [], marker, color="black", ms=2.6, mfc=face, mew=0.7, label=what)
         ax.plot([], [], color=colour, label="predicted, 50 and 90 %")
-    ax.set_xticks(range(len(sizes)), [f"{c:g}" for c in sizes])
+    ax.set_xticks(range(len(sizes)), [f"{c:.3g}" for c in sizes])
     ax.set(xlabel="strength", ylabel="reaction time (s)", ylim=(0, None))
     panels.legend_above(ax, 2)
     return _done(ax, numbers)
@@ -188,7 +188,7 @@ def effective(fit: xr.DataTree, known: bool = True, ax: Axes | None = None) -> A
     for c, colour in zip(sizes, shades, strict=True):
         one, rest = curve[curve["strength"] == c], left[left["strength"] == c]
         ax.fill_between(one["logsnr"], one["q05"], one["q95"], color=colour, alpha=0.25, lw=0)
-        ax.plot(one["logsnr"], one["median"], color=colour, label=f"{c:g}")
+        ax.plot(one["logsnr"], one["median"], color=colour, label=f"{c:.3g}")
         ax.plot(rest["logsnr"], rest["median"], color=colour, ls=(0, (4, 2)), lw=0.8)
     ax.set(ylim=(-0.03, 1.06), xlabel=panels.LOGSNR, ylabel="effective weighting")
     ax.plot([], [], color="black", ls=(0, (4, 2)), lw=0.8, label="P(T > t)")
