@@ -23,9 +23,10 @@ import neurodiff as nd
 from neurodiff.inference.compare import elpd_of, paired
 from neurodiff.inference.fit import modes_of
 from neurodiff.inference.heldout import alternating, kfold
-from neurodiff.inference.hypotheses import Task, plan
+from neurodiff.inference.hypotheses import plan
 from neurodiff.inference.join import join
 from neurodiff.inference.study import study
+from neurodiff.inference.tasks import Task
 from neurodiff.inference.together import alone
 from neurodiff.perception.frontend import PowerFilter
 

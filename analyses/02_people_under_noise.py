@@ -23,11 +23,12 @@ from torch.func import functional_call
 
 import neurodiff as nd
 from neurodiff.inference.fit import modes_of
-from neurodiff.inference.hypotheses import plan, task_of
+from neurodiff.inference.hypotheses import plan
 from neurodiff.inference.join import join
 from neurodiff.inference.laplace import find_modes
 from neurodiff.inference.posterior import on_one_thread
 from neurodiff.inference.study import study
+from neurodiff.inference.tasks import task_of
 from neurodiff.perception.frontend import InternalNoise
 
 HERE = Path(__file__).parent

@@ -17,9 +17,10 @@ import torch
 import xarray as xr
 
 from neurodiff.inference import together, unit
-from neurodiff.inference.hypotheses import plan, task_of
+from neurodiff.inference.hypotheses import plan
 from neurodiff.inference.laplace import Laplace
 from neurodiff.inference.study import _BATCH, _GPU_BATCH
+from neurodiff.inference.tasks import task_of
 
 HEADER = ["device", "what", "sessions", "hypotheses", "serial", "batched", "ratio"]
 

@@ -73,7 +73,8 @@ def demo(*, out: Path | None = None, seed: int = 0, workers: int = 2) -> int:
         workers: Processes.
     """
     from neurodiff.data.datasets import load
-    from neurodiff.inference.hypotheses import common_task, plan, task_of
+    from neurodiff.inference.hypotheses import plan
+    from neurodiff.inference.tasks import common_task, task_of
 
     with status("loading"):
         parts = [load(f"grasshopper-receptor/{part}") for part in ("1", "2")]
@@ -132,9 +133,10 @@ def fit(
         resume: Go on in a run folder: fits that are there are kept.
     """
     from neurodiff.data.gather import gather
-    from neurodiff.inference.hypotheses import common_task, plan, task_of
+    from neurodiff.inference.hypotheses import plan
     from neurodiff.inference.nuts import NUTS
     from neurodiff.inference.svi import SVI
+    from neurodiff.inference.tasks import common_task, task_of
 
     with status("reading"):
         parts, unread = gather(data, choices, observers)
@@ -192,7 +194,8 @@ def recover(
 
     from neurodiff.data.gather import gather
     from neurodiff.inference.calibration import recovery_table
-    from neurodiff.inference.hypotheses import plan, task_of
+    from neurodiff.inference.hypotheses import plan
+    from neurodiff.inference.tasks import task_of
 
     with status("reading"):
         (part, *more), _ = gather(data, choices, "all")

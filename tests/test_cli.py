@@ -17,7 +17,8 @@ from toys import needs
 from neurodiff import __version__, cli
 from neurodiff.cli import main
 from neurodiff.data.gather import gather
-from neurodiff.inference.hypotheses import plan, task_of
+from neurodiff.inference.hypotheses import plan
+from neurodiff.inference.tasks import task_of
 
 FIT = ["--model", "threshold", "--choices", "2", "--law", "logistic"]
 

@@ -23,11 +23,12 @@ from torch.distributions import Distribution
 from torch.func import functional_call
 
 from neurodiff.inference.draws import posterior_draws
-from neurodiff.inference.hypotheses import Hypothesis, Task, build, priors_of
+from neurodiff.inference.hypotheses import Hypothesis, build, priors_of
 from neurodiff.inference.join import bind, distinct
 from neurodiff.inference.laplace import find_modes
 from neurodiff.inference.posterior import Posterior, on_one_thread, posterior
 from neurodiff.inference.priors import Pooled, sites
+from neurodiff.inference.tasks import Task
 
 Draw = Callable[[Posterior, int], Float[Tensor, "batch draw size"]]
 

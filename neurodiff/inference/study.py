@@ -26,11 +26,12 @@ import neurodiff
 from neurodiff.data.schema import data_hash
 from neurodiff.inference.compare import compare
 from neurodiff.inference.fit import choose_device
-from neurodiff.inference.hypotheses import Hypothesis, Task, build
+from neurodiff.inference.hypotheses import Hypothesis, build
 from neurodiff.inference.join import join
 from neurodiff.inference.laplace import Laplace
 from neurodiff.inference.nuts import NUTS
 from neurodiff.inference.svi import SVI
+from neurodiff.inference.tasks import Task
 from neurodiff.inference.unit import Unit, run_units
 
 _BLOCKS = 20  # that a recording without blocks of its own is cut into

@@ -29,7 +29,7 @@ from neurodiff.data.schema import data_hash
 from neurodiff.inference.curves import contraction
 from neurodiff.inference.fit import choose_device, fitting
 from neurodiff.inference.heldout import alternating, by_trial, kfold, refit
-from neurodiff.inference.hypotheses import Hypothesis, Task, build, priors_of
+from neurodiff.inference.hypotheses import Hypothesis, build, priors_of
 from neurodiff.inference.join import Bound, join
 from neurodiff.inference.laplace import Laplace, Modes
 from neurodiff.inference.loso import leave_one_group_out
@@ -38,6 +38,7 @@ from neurodiff.inference.posterior import on_one_thread
 from neurodiff.inference.stages import First
 from neurodiff.inference.stopping_curves import stopping_curves
 from neurodiff.inference.svi import SVI
+from neurodiff.inference.tasks import Task
 from neurodiff.inference.together import Steps, alone, together
 from neurodiff.inference.tree import build_tree
 from neurodiff.perception.beta_binomial import by_level, cell_of

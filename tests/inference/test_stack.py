@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from sessions import session
 
 import neurodiff as nd
-from neurodiff.inference.hypotheses import build, plan, priors_of, task_of
+from neurodiff.inference.hypotheses import build, plan, priors_of
 from neurodiff.inference.join import join
 from neurodiff.inference.stack import Stacked, alike, stack
+from neurodiff.inference.tasks import task_of
 from neurodiff.perception.beta_binomial import by_level
 
 PARTS = [session(0, 17), session(1, 40), session(2, 31)]

@@ -24,10 +24,11 @@ from neurodiff.inference import study as module
 from neurodiff.inference import unit as unit_module
 from neurodiff.inference.compare import compare
 from neurodiff.inference.describe import describe
-from neurodiff.inference.hypotheses import Hypothesis, Task, build, common_task, plan, task_of
+from neurodiff.inference.hypotheses import Hypothesis, build, plan
 from neurodiff.inference.laplace import Laplace
 from neurodiff.inference.pool import workers
 from neurodiff.inference.study import Unfinished, study, sweep
+from neurodiff.inference.tasks import Task, common_task, task_of
 from neurodiff.inference.unit import Unit, run_unit, solve, source_digest
 
 QUICK = Laplace(draws=60, starts=1)

@@ -12,9 +12,10 @@ from sessions import session
 
 from neurodiff.inference import study as study_module
 from neurodiff.inference import together as module
-from neurodiff.inference.hypotheses import Hypothesis, plan, task_of
+from neurodiff.inference.hypotheses import Hypothesis, plan
 from neurodiff.inference.laplace import Laplace
 from neurodiff.inference.study import study
+from neurodiff.inference.tasks import task_of
 from neurodiff.inference.unit import Unit, run_unit, run_units
 
 QUICK = Laplace(draws=120, starts=2)

@@ -11,8 +11,9 @@ from scipy.integrate import quad
 
 import neurodiff as nd
 from neurodiff.data.choice_rt import choice_rt
-from neurodiff.inference.hypotheses import Task, build, plan
+from neurodiff.inference.hypotheses import build, plan
 from neurodiff.inference.join import join
+from neurodiff.inference.tasks import Task
 from neurodiff.perception.bounds import Constant, Weibull
 from neurodiff.perception.controls import permute
 from neurodiff.perception.first_passage import density
