@@ -71,3 +71,16 @@ def cifar10h(files: dict[str, Path], part: str, attrs: dict) -> xr.Dataset:
     data = _pictures(files["test_batch"])
     counts = np.load(files["cifar10h-counts.npy"], allow_pickle=False)
     return data.assign(choices=(("stimulus", "category"), counts))
+
+
+def grey16(image: np.ndarray) -> np.ndarray:
+    """Photographs (..., 3, 32, 32) of 0 to 255 as 16×16 of 256 greys: luma, blocks of 2×2, rounded.
+
+    The luma is that of ITU-R BT.601, of the values as they are stored.
+
+    >>> grey16(np.full((1, 3, 32, 32), 7, np.uint8))[0, 0, :3]
+    array([7, 7, 7], dtype=uint8)
+    """
+    luma = np.tensordot(np.array([0.299, 0.587, 0.114]), image, (0, image.ndim - 3))
+    blocks = luma.reshape(*luma.shape[:-2], 16, 2, 16, 2).mean((-3, -1))
+    return np.rint(blocks).astype(np.uint8)

@@ -141,6 +141,43 @@ class LevelDenoiser(Denoiser):
         return torch.einsum("k,bk...->b...", self.at.to(p), p)
 
 
+class ByLabel(Denoiser):
+    """A denoiser of its own for each of the labels 0, 1, …, which is the condition.
+
+    Args:
+        of: one for each label, called without a condition.
+
+    Raises:
+        ValueError: when called without labels, or with one that has no denoiser.
+
+    >>> import torch
+    >>> from neurodiff.diffusion.prior import Empirical
+    >>> left, right = Empirical(torch.tensor([[-1.0]])), Empirical(torch.tensor([[1.0]]))
+    >>> ByLabel(left, right)(torch.zeros(2, 1), torch.tensor(0.0), torch.tensor([0, 1]))[:, 0]
+    tensor([-1.,  1.])
+    """
+
+    def __init__(self, *of: Denoiser) -> None:
+        super().__init__()
+        self.of = nn.ModuleList(of)
+
+    def forward(
+        self,
+        z: Float[Tensor, "batch *event"],
+        logsnr: Float[Tensor, "..."],
+        cond: Shaped[Tensor, "batch ..."] | None = None,
+    ) -> Float[Tensor, "batch *event"]:
+        """E[x|z, label]."""
+        known = cond is not None and bool(((cond >= 0) & (cond < len(self.of))).all())
+        if cond is None or not known:
+            raise ValueError(f"got the labels {cond}, wanted one of 0 to {len(self.of) - 1} each")
+        logsnr, found = per_example(logsnr, z), torch.empty_like(z)
+        for label in cond.unique().tolist():
+            mine = cond == label
+            found[mine] = self.of[label](z[mine], logsnr[mine])
+        return found
+
+
 def per_example(logsnr: Tensor, z: Tensor) -> Tensor:
     """Logsnr as (batch,): a single value holds for every example.
 

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from neurodiff.diffusion.adaptive import AdaptiveSchedule
 from neurodiff.diffusion.denoiser import Denoiser
 from neurodiff.diffusion.loss import look, squared_error
+from neurodiff.diffusion.progress import progress
 from neurodiff.diffusion.schedule import NoiseSchedule
 
 _CHECKPOINT = "checkpoint.safetensors"
@@ -125,7 +126,7 @@ def train(
         "seed": seed, "examples": list(x.shape), "model": str(own),
     }  # fmt: skip
     data, labels = x.to(here), None if cond is None else cond.to(here)
-    with _seeded(seed), _progress(steps) as advance:
+    with _seeded(seed), progress(steps, "training") as advance:
         path = None if folder is None else Path(folder) / _CHECKPOINT
         if path is not None and path.exists():
             _restore(state, path, settings)
@@ -258,14 +259,3 @@ def _seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield
-
-
-@contextmanager
-def _progress(steps: int) -> Iterator[Callable[[int], None]]:
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("training", total=steps)
-        yield lambda n: progress.advance(bar, n)

@@ -1,0 +1,235 @@
+r"""Tables of evidence: how well each label explains a stimulus, at each noise level.
+
+.. math:: m_k(λ) = E\,|\hat ε_k(z_λ) - ε|², \qquad z_λ = α x + σ ε, \qquad
+    \log p_k(x) = c - \tfrac12 \int m_k(λ)\,dλ
+
+A picture y that is shown in noise, at its own logsnr λ_s, has no SNR above that. It can be made
+noisier only, by the variance that is missing, of which the observer knows ε:
+
+.. math:: z_λ = α y + σ \sqrt r\,ε, \quad r = 1 - e^{λ - λ_s}, \qquad
+    m_k(λ) = E\big[|ε|² - \tfrac{2}{\sqrt r}\,ε·\hat ε_k + |\hat ε_k|²\big], \qquad
+    \log p_k(y) = c - \tfrac12 \int_{-\infty}^{λ_s} m_k\,dλ
+
+c is the same for all k. So a label's part of the integral is its log-likelihood, exactly so for an
+exact denoiser, and a weighting or a stopping law says how an observer uses it
+(:mod:`~neurodiff.perception.classify`). Noise is shared over labels, and drawn in pairs ε, −ε: at
+λ_s their mean is a divergence, and single draws have no variance to speak of.
+"""
+
+import contextlib
+import hashlib
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import xarray as xr
+from jaxtyping import Float
+from torch import Tensor
+
+from neurodiff.diffusion.denoiser import Denoiser
+from neurodiff.diffusion.logsnr import alpha, sigma
+from neurodiff.diffusion.parameterization import like
+from neurodiff.diffusion.progress import progress
+
+_PART = 64  # stimuli in one part of a table: what a kill can lose
+
+
+def evidence(
+    denoiser: Denoiser,
+    stimuli: Float[Tensor, "stimulus *event"],
+    labels: Sequence[int],
+    logsnr: Float[Tensor, " logsnr"],
+    *,
+    stimulus_logsnr: Float[Tensor, " stimulus"] | None = None,
+    pairs: int = 2,
+    seed: int = 0,
+    batch: int = 512,
+    path: Path | None = None,
+    device: str = "cpu",
+) -> xr.Dataset:
+    """The error of denoising each stimulus as each label, at each logsnr.
+
+    Args:
+        denoiser: (z, logsnr, cond) → E[x|z], with the label as the condition.
+        stimuli: pictures in [-1, 1]; or pictures plus noise of variance exp(−stimulus_logsnr).
+        labels: those to try.
+        logsnr: middles of the cells of the table, evenly spaced, nats.
+        stimulus_logsnr: of each picture that is shown in noise; inf (the default) where clean.
+        pairs: of noise, ε and −ε, at every level; the standard error needs at least 2.
+        seed: the noise of a stimulus depends on it and on the stimulus's place alone.
+        batch: pictures a call of the denoiser, which bounds the memory.
+        path: a netCDF file. What is done lies beside it, in parts, and a run that was stopped goes
+            on from there; a file that is there is read.
+        device: where the denoiser runs.
+
+    Returns:
+        ``error`` and its standard error ``se`` (stimulus, label, logsnr), NaN above a stimulus's
+        own logsnr; and ``width`` (stimulus, logsnr), the nats of each cell that lie below it. A
+        cell that it divides is looked at in the middle of what is left.
+
+    Raises:
+        ValueError: noisy pictures without their logsnr, a grid that is not even, a file of other
+            weights, stimuli, labels, grid or noise.
+
+    References: Clark & Jaini 2023 and Li et al. 2023, for clean pictures.
+
+    >>> from neurodiff.diffusion.denoiser import ByLabel
+    >>> from neurodiff.diffusion.prior import Gaussian
+    >>> p, grid = Gaussian(torch.zeros(3), torch.ones(3)), torch.linspace(-4.0, 4.0, 9)
+    >>> table = evidence(ByLabel(p, p), torch.zeros(2, 3), [0, 1], grid, pairs=2000)
+    >>> table["error"].shape, round(float(table["error"][0, 0, 4]), 1)    # 3 sig(0)²
+    ((2, 2, 9), 0.8)
+    """
+    own = torch.full((len(stimuli),), torch.inf) if stimulus_logsnr is None else stimulus_logsnr
+    own = own.to(stimuli if stimuli.is_floating_point() else logsnr)
+    at, width = _cells(logsnr.to(own), own)
+    _refuse_noise(stimuli, own)
+    wanted = _hash(denoiser, stimuli, own, labels, logsnr, pairs, seed)
+    if path is not None and path.exists():
+        return _read(path, wanted)
+    home = contextlib.nullcontext(None) if path is not None else tempfile.TemporaryDirectory()
+    with home as aside, progress(len(stimuli), "evidence") as advance:
+        folder = Path(aside) if path is None else path.with_suffix(".parts")  # pyright: ignore
+        files = []
+        for some in torch.arange(len(stimuli)).split(_PART):
+            files.append(folder / f"{int(some[0]):08d}-{wanted[:12]}.nc")
+            if not files[-1].exists():
+                look = _Look(stimuli[some], own[some], at[some], width[some] > 0)
+                noise = _noise(some, look, pairs, seed)
+                errors = _errors(denoiser.to(device).eval(), look, noise, labels, batch, device)
+                coords = {"stimulus": some.numpy(), "label": list(labels), "logsnr": logsnr.numpy()}
+                _write(_table(errors, width[some], coords, wanted), files[-1])
+            advance(len(some))
+        whole = xr.concat([_read(file, wanted) for file in files], "stimulus")
+        if path is not None:
+            _write(whole, path)
+            for file in files:
+                file.unlink()
+            folder.rmdir()
+    return whole
+
+
+class _Look(NamedTuple):
+    """Stimuli, their own logsnr, where each is looked at, and whether it is at all."""
+
+    stimuli: Tensor  # (stimulus, *event)
+    own: Tensor  # (stimulus,)
+    at: Tensor  # (stimulus, logsnr)
+    there: Tensor  # (stimulus, logsnr)
+
+
+def _cells(logsnr: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+    """Where each stimulus is looked at in each cell, and the nats of it: (stimulus, logsnr)."""
+    step = logsnr.diff()
+    even = len(step) > 0 and torch.isfinite(logsnr).all() and bool((step > 0).all())
+    if not even or not torch.allclose(step, step[:1].expand_as(step), rtol=1e-3):
+        raise ValueError(
+            f"got the grid {logsnr.tolist()}, wanted at least two values of logsnr, increasing by "
+            "equal steps: the middles of cells, such as torch.linspace(-8, 6, 29)"
+        )
+    low = logsnr - 0.5 * step[0]
+    width = (torch.minimum(low + step[0], own[:, None]) - low).clamp_min(0.0)
+    if (empty := (width.sum(1) == 0).nonzero()).numel():
+        raise ValueError(
+            f"stimulus {int(empty[0])} has a logsnr of {own[empty[0]].item():g}, below the whole "
+            f"grid, which begins at {low[0]:g}: begin lower"
+        )
+    return low + 0.5 * width, width
+
+
+def _refuse_noise(stimuli: Tensor, own: Tensor) -> None:
+    clean = stimuli[torch.isinf(own)]
+    if not stimuli.is_floating_point() or (len(clean) and clean.abs().max() > 1):
+        raise ValueError(
+            f"got pictures of {stimuli.dtype} from {stimuli.min():g} to {stimuli.max():g} without "
+            "a logsnr, wanted float in [-1, 1]. A picture in noise must come with its "
+            "stimulus_logsnr: it cannot be queried as if it were clean"
+        )
+    if torch.isnan(own).any() or not torch.isfinite(stimuli).all():
+        raise ValueError("got NaN or infinite pixels, or a NaN stimulus_logsnr; wanted numbers")
+
+
+def _noise(some: Tensor, look: _Look, pairs: int, seed: int) -> Tensor:
+    """(stimulus, logsnr, pair, *event), of each stimulus by its place alone."""
+    x, levels = look.stimuli, look.at.shape[1]
+    made = []
+    for i in some.tolist():
+        g = torch.Generator().manual_seed(1_000_003 * seed + i)
+        made.append(torch.randn((levels, pairs, *x.shape[1:]), generator=g, dtype=x.dtype))
+    return torch.stack(made)
+
+
+@torch.no_grad()
+def _errors(
+    denoiser: Denoiser, look: _Look, noise: Tensor, labels: Sequence[int], batch: int, device: str
+) -> Tensor:
+    """The error by pair, mean over ε and −ε: (pair, stimulus, label, logsnr)."""
+    pairs, many = noise.shape[2], torch.tensor(labels, device=device)
+    found = noise.new_full((pairs, *look.at.shape, len(labels)), torch.nan)
+    where = look.there.expand(pairs, *look.at.shape).nonzero()
+    for pair, n, j in (c.unbind(1) for c in where.split(max(1, batch // (2 * len(labels))))):
+        eps, y = noise[n, j, pair].to(device), look.stimuli[n].to(device)
+        level, own = look.at[n, j].to(device), look.own[n].to(device)
+        eps, y = torch.cat([eps, -eps]), torch.cat([y, y])
+        level, over = level.repeat(2), (level - own).exp().repeat(2)  # e^(λ − λ_s) is 1 − r
+        root = like((1 - over).sqrt(), y)
+        z = like(alpha(level), y) * y + like(sigma(level), y) * root * eps
+        each = [t.repeat_interleave(len(labels), 0) for t in (z, level, y, eps)]
+        estimate = denoiser(each[0], each[1], many.repeat(len(z)))
+        # D = (α/σ)(y − x̂) is √r ε less than ε̂; where the picture is clean the error is |D|²
+        off = like((0.5 * each[1]).exp(), estimate) * (each[2] - estimate)
+        off, eps = off.flatten(1), each[3].flatten(1)
+        r, rest = (t.repeat_interleave(len(labels)) for t in (root.flatten(), over))
+        cross = eps.square().sum(1) + 2 / r * (eps * off).sum(1)
+        error = off.square().sum(1) - torch.where(rest > 0, rest * cross, 0.0)
+        found[pair, n, j] = error.reshape(2, -1, len(labels)).mean(0).to(found)
+    return found.mT
+
+
+def _table(errors: Tensor, width: Tensor, coords: dict, digest: str) -> xr.Dataset:
+    dims, pairs = ("stimulus", "label", "logsnr"), len(errors)
+    se = errors.std(0) / pairs**0.5 if pairs > 1 else torch.full_like(errors[0], torch.nan)
+    table = xr.Dataset(
+        {
+            "error": (dims, errors.mean(0).numpy(), {"units": "1", "long_name": "denoising error"}),
+            "se": (dims, se.numpy(), {"units": "1", "long_name": "standard error of the error"}),
+            "width": (("stimulus", "logsnr"), width.numpy(), {"units": "nats"}),
+        },
+        coords,
+        {"of": digest, "pairs": pairs},
+    )
+    table["logsnr"].attrs["units"] = "nats"
+    return table
+
+
+def _hash(denoiser: Denoiser, *of: Tensor | Sequence[int] | int) -> str:
+    """Of the weights, the stimuli, the labels, the grid and the noise."""
+    digest = hashlib.sha256(repr(denoiser).encode())
+    for value in [*denoiser.state_dict().values(), *of]:
+        values = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+        digest.update(f"{values.dtype}{values.shape}".encode() + values.tobytes())
+    return digest.hexdigest()
+
+
+def _write(table: xr.Dataset, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(".part")
+    table.to_netcdf(aside, engine="h5netcdf")
+    aside.replace(path)
+
+
+def _read(path: Path, digest: str) -> xr.Dataset:
+    try:
+        with xr.open_dataset(path, engine="h5netcdf") as file:
+            table = file.load()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is no whole table ({error}): remove it to begin anew") from error
+    if table.attrs.get("of") != digest:
+        raise ValueError(
+            f"{path} is a table of other weights, stimuli, labels, levels or noise (its hash is "
+            f"{str(table.attrs.get('of'))[:12]}, wanted {digest[:12]}): name another file"
+        )
+    return table

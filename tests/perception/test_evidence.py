@@ -1,0 +1,158 @@
+"""Tables of evidence: against exact likelihoods, closed forms, and runs that were stopped."""
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+from neurodiff.diffusion.denoiser import ByLabel, Denoiser
+from neurodiff.diffusion.likelihood import denoising_error
+from neurodiff.diffusion.prior import Gaussian, GaussianMixture
+from neurodiff.perception.evidence import evidence
+
+GRID = torch.linspace(-11.75, 7.75, 40, dtype=torch.float64)
+
+
+def two_classes():
+    """A Gaussian and a mixture in three dimensions."""
+    one = Gaussian(
+        torch.tensor([0.3, 0.0, -0.2], dtype=torch.float64),
+        torch.tensor([0.2, 0.1, 0.3], dtype=torch.float64),
+    )
+    other = GaussianMixture(
+        torch.tensor([0.4, 0.6], dtype=torch.float64),
+        torch.tensor([[0.5, 0.5, 0.0], [-0.5, 0.2, 0.1]], dtype=torch.float64),
+        torch.tensor([0.15, 0.1], dtype=torch.float64)[:, None].expand(2, 3).clone(),
+    )
+    return one, other
+
+
+def pictures(count, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return (0.6 * torch.rand(count, 3, dtype=torch.float64, generator=g) - 0.3).clamp(-1, 1)
+
+
+def test_clean_pictures_have_the_error_of_the_likelihood():
+    one, other = two_classes()
+    x = pictures(4)
+    table = evidence(ByLabel(one, other), x, [0, 1], GRID[::6], pairs=4000)
+    for label, p in enumerate((one, other)):
+        m = denoising_error(p, x, GRID[::6], pairs=4000)
+        mine = table["error"].sel(label=label).values
+        se = np.hypot(table["se"].sel(label=label).values, m.se.numpy())
+        assert np.all(np.abs(mine - m.value.numpy()) < 4.5 * se)
+
+
+@pytest.mark.parametrize("logsnr", [-3.0, 0.2, 3.3])
+def test_noisy_pictures_give_the_exact_likelihood_ratio(logsnr):
+    # ½ Σ (m₁ − m₀) up to λ_s is log p₀(y) − log p₁(y), whatever the cell that λ_s lies in
+    one, other = two_classes()
+    own = torch.full((6,), logsnr, dtype=torch.float64)
+    g = torch.Generator().manual_seed(1)
+    noise = torch.randn(6, 3, dtype=torch.float64, generator=g)
+    y = pictures(6) + (-0.5 * own).exp()[:, None] * noise
+    table = evidence(
+        ByLabel(one, other), y, [0, 1], GRID, stimulus_logsnr=own, pairs=2000, seed=3
+    )
+    cells = 0.5 * table["width"] * (table["error"].sel(label=1) - table["error"].sel(label=0))
+    got = cells.fillna(0.0).sum("logsnr").values
+    se = 0.5 * np.sqrt(((table["width"] * table["se"]) ** 2).sum(["logsnr", "label"])).values
+    z = y * torch.sigmoid(own).sqrt()[:, None]
+    exact = (one.log_prob(z, own[0]) - other.log_prob(z, own[0])).numpy()
+    # what the midpoint rule leaves: by halving the step it falls to a quarter, measured below
+    fine = torch.linspace(-11.875, 7.875, 80, dtype=torch.float64)
+    table = evidence(
+        ByLabel(one, other), y, [0, 1], fine, stimulus_logsnr=own, pairs=2000, seed=3
+    )
+    cells = 0.5 * table["width"] * (table["error"].sel(label=1) - table["error"].sel(label=0))
+    finer = cells.fillna(0.0).sum("logsnr").values
+    assert np.all(np.abs(finer - exact) < 4.5 * se + 0.01)
+    assert np.all(np.abs(got - exact) < 4.5 * se + 0.04)
+
+
+def test_nothing_is_asked_above_the_stimulus():
+    one, other = two_classes()
+    own = torch.tensor([-1.0, torch.inf], dtype=torch.float64)
+    table = evidence(ByLabel(one, other), pictures(2), [0, 1], GRID, stimulus_logsnr=own)
+    above = table["logsnr"].values - 0.25 >= -1.0
+    assert np.isnan(table["error"].values[0][:, above]).all()
+    assert np.isfinite(table["error"].values[0][:, ~above]).all()
+    assert np.isfinite(table["error"].values[1]).all()
+    width = table["width"].values
+    assert np.allclose(width[0].sum(), -1.0 - (-12.0)) and np.allclose(width[1], 0.5)
+
+
+def test_noise_is_shared_over_labels_and_batches_do_not_matter():
+    one, _ = two_classes()
+    x = pictures(5)
+    small = evidence(ByLabel(one, one), x, [0, 1], GRID[::4], batch=8)
+    large = evidence(ByLabel(one, one), x, [0, 1], GRID[::4], batch=4096)
+    assert np.array_equal(small["error"].sel(label=0), small["error"].sel(label=1))
+    assert np.allclose(small["error"], large["error"], rtol=1e-12)
+    some = evidence(ByLabel(one, one), x[:2], [0, 1], GRID[::4])
+    assert np.allclose(some["error"], small["error"][:2], rtol=1e-12)
+    other = evidence(ByLabel(one, one), x, [0, 1], GRID[::4], seed=1)
+    assert not np.allclose(other["error"], small["error"], rtol=1e-3)
+
+
+class Stops(Denoiser):
+    """Works so many times, and then is killed."""
+
+    def __init__(self, inner, calls):
+        super().__init__()
+        self.inner, self.calls = inner, calls
+
+    def forward(self, z, logsnr, cond=None):
+        if self.calls == 0:
+            raise KeyboardInterrupt
+        self.calls -= 1
+        return self.inner(z, logsnr, cond)
+
+
+def test_goes_on_where_it_was_stopped(tmp_path):
+    one, other = two_classes()
+    x, path = pictures(150), tmp_path / "table.nc"
+    whole = evidence(Stops(ByLabel(one, other), -1), x, [0, 1], GRID[::8])
+    with pytest.raises(KeyboardInterrupt):
+        evidence(Stops(ByLabel(one, other), 8), x, [0, 1], GRID[::8], path=path, batch=64 * 5)
+    assert not path.exists() and len(list((tmp_path / "table.parts").iterdir())) == 1
+    left = Stops(ByLabel(one, other), 12)  # of the 15 or so that all would need
+    found = evidence(left, x, [0, 1], GRID[::8], path=path, batch=64 * 5)
+    xr.testing.assert_identical(found, whole)
+    assert [p.name for p in tmp_path.iterdir()] == ["table.nc"]
+    # a third call reads
+    xr.testing.assert_identical(
+        evidence(Stops(ByLabel(one, other), 0), x, [0, 1], GRID[::8], path=path), whole
+    )
+
+
+def test_a_table_of_other_weights_is_refused(tmp_path):
+    one, other = two_classes()
+    path = tmp_path / "table.nc"
+    evidence(ByLabel(one, other), pictures(2), [0, 1], GRID[::8], path=path)
+    with pytest.raises(ValueError, match="of other weights"):
+        evidence(ByLabel(other, one), pictures(2), [0, 1], GRID[::8], path=path)
+    with pytest.raises(ValueError, match="of other weights"):
+        evidence(ByLabel(one, other), pictures(2), [0, 1], GRID[::8], path=path, seed=1)
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(ValueError, match="no whole table"):
+        evidence(ByLabel(one, other), pictures(2), [0, 1], GRID[::8], path=path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"stimuli": torch.full((2, 3), 1.5)}, "come with its stimulus_logsnr"),
+        ({"stimuli": torch.zeros(2, 3, dtype=torch.uint8)}, "wanted float"),
+        ({"stimuli": torch.full((2, 3), torch.nan)}, "NaN"),
+        ({"logsnr": torch.tensor([0.0, 1.0, 3.0])}, "equal steps"),
+        ({"logsnr": torch.tensor([0.0])}, "equal steps"),
+        ({"stimulus_logsnr": torch.tensor([0.0, -20.0])}, "stimulus 1 has a logsnr of -20"),
+        ({"labels": [0, 2]}, "wanted one of 0 to 1"),
+    ],
+)
+def test_bad_input(change, words):
+    one, other = (p.float() for p in two_classes())
+    given = {"stimuli": torch.zeros(2, 3), "labels": [0, 1], "logsnr": torch.linspace(-4, 4, 9)}
+    with pytest.raises(ValueError, match=words):
+        evidence(ByLabel(one, other), **{**given, **change})
