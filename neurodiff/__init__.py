@@ -32,6 +32,8 @@ _WHERE = {
     # perception
     "Threshold": "neurodiff.perception.stopping:Threshold",
     "Limited": "neurodiff.perception.stopping:Limited",
+    "AveragedEvidence": "neurodiff.perception.classify:AveragedEvidence",
+    "StoppedEvidence": "neurodiff.perception.classify:StoppedEvidence",
     # inference
     "Laplace": "neurodiff.inference.laplace:Laplace",
     "NUTS": "neurodiff.inference.nuts:NUTS",
@@ -78,6 +80,8 @@ if TYPE_CHECKING:
     from neurodiff.inference.nuts import NUTS as NUTS
     from neurodiff.inference.svi import SVI as SVI
     from neurodiff.perception import observers as observers
+    from neurodiff.perception.classify import AveragedEvidence as AveragedEvidence
+    from neurodiff.perception.classify import StoppedEvidence as StoppedEvidence
     from neurodiff.perception.stopping import Limited as Limited
     from neurodiff.perception.stopping import Threshold as Threshold
 

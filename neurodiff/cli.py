@@ -97,6 +97,7 @@ def fit(
     front_end: Names = None,
     bound: Names = None,
     deadline: float | None = None,
+    evidence: Path | None = None,
     observers: Literal["human", "network", "all"] = "human",
     by: str | None = None,
     method: Literal["laplace", "svi", "nuts"] = "laplace",
@@ -110,7 +111,8 @@ def fit(
 
     Args:
         data: A data set's name, name/part, a file, or a quoted pattern of files ('sessions/*.nc').
-        model: The kind of stopping: threshold, limited, or bounded (choices and reaction times).
+        model: The kind of stopping: threshold, limited, bounded (choices and reaction times), or
+            averaged and stopped, which answer with a label and need --evidence.
         weighting: Named weightings, each with its free-scale rival; without --weighting and --law,
             a default set of both.
         law: Stopping laws to learn.
@@ -122,6 +124,7 @@ def fit(
             heading+constant, heading-free+constant, steady-heading+weibull and the like. Or a rival
             of bounds: time-stop, snr-stop, race, deadline (beside a constant bound).
         deadline: Seconds after which there is no answer, which is data; a missing time is one.
+        evidence: A table of evidence (netCDF) of the stimuli that the trials name in 'shown'.
         observers: Whom to fit where a data set holds people and networks.
         by: A coordinate (subject) whose values get hierarchical parameters; predictions are then
             scored on values left out.
@@ -134,13 +137,20 @@ def fit(
     """
     from neurodiff.data.gather import gather
     from neurodiff.inference.hypotheses import plan
+    from neurodiff.inference.labels import attach
     from neurodiff.inference.nuts import NUTS
     from neurodiff.inference.svi import SVI
     from neurodiff.inference.tasks import common_task, task_of
+    from neurodiff.perception.evidence import read_table
 
     with status("reading"):
-        parts, unread = gather(data, choices, observers)
+        if model in ("averaged", "stopped") and evidence is None:
+            raise ValueError(f"--model {model} needs --evidence TABLE.nc")
+        table = None if evidence is None else read_table(evidence)
+        labels = choices if table is None else table.sizes["label"]
+        parts, unread = gather(data, labels, observers)
         parts = _timed(parts, deadline) if model == "bounded" else parts
+        parts = parts if table is None else [attach(part, table) for part in parts]
     if model != "bounded" and (bound or deadline):
         raise ValueError("--bound and --deadline are of --model bounded")
     if model == "bounded" and law:

@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from neurodiff import panels, summary, timing
+from neurodiff.answers import shares
 from neurodiff.panels import BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY
 
 STYLE = Path(__file__).with_name("neurodiff.mplstyle")
@@ -162,6 +163,25 @@ def times(fit: xr.DataTree, ax: Axes | None = None) -> Axes:
         ax.plot([], [], color=colour, label="predicted, 50 and 90 %")
     ax.set_xticks(range(len(sizes)), [f"{c:.3g}" for c in sizes])
     ax.set(xlabel="strength", ylabel="reaction time (s)", ylim=(0, None))
+    panels.legend_above(ax, 2)
+    return _done(ax, numbers)
+
+
+@style.context(STYLE)
+def answers(fit: xr.DataTree, ax: Axes | None = None) -> Axes:
+    """How often a label was the answer where the fit says how often, over what it predicts.
+
+    Raises:
+        ValueError: If the fit is not of choices among labels.
+    """
+    ax = _axes(ax, 2.5)
+    numbers = shares(fit)
+    ax.axline((0, 0), slope=1, color="grey", lw=0.6, ls=":")
+    panels.banded(ax, np.asarray(numbers["predicted"]), numbers, BLUE)
+    ax.errorbar(numbers["predicted"], numbers["observed"], numbers["se"], fmt="o", ms=2.6,
+                color="black", lw=0.8, label="observed, ± SE over stimuli")  # fmt: skip
+    ax.plot([], [], color=BLUE, label="predicted, 50 and 90 %")
+    ax.set(xlabel="predicted share of the answers", ylabel="observed share")
     panels.legend_above(ax, 2)
     return _done(ax, numbers)
 

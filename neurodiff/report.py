@@ -35,6 +35,8 @@ _CAPTIONS = {
     "what the fit predicts for as many trials.",
     "times": "Quantiles of reaction time at each strength, over the central 50 % and 90 % of what "
     "the fit predicts for as many trials.",
+    "answers": "Share of the answers that were a label, where the fit predicts about that share, "
+    "over the central 50 % and 90 % of what it predicts for as many trials.",
     "effective": "The effective weighting of a bounded observer at each strength, median and "
     "central 90 %, over the survival of decision times (dashed): where stopping did not depend on "
     "the evidence, each pair would be one curve.",
@@ -173,6 +175,8 @@ def _figures_of(folder: Path, path: Path, informed: Path | None) -> tuple[list[s
         drawn.append(_figure(folder, "times", where, title, plot.times, fit))
         if "stopping" in fit.children and len(fit["stopping"].dataset):
             drawn.append(_figure(folder, "effective", where, title, plot.effective, fit))
+    elif "choice" in fit["observed_data"].dataset:
+        drawn.append(_figure(folder, "answers", where, title, plot.answers, fit))
     elif "constant_data" in fit.children:
         tested = fit["constant_data"].to_dataset()
         trials = tested.merge(fit["observed_data"].to_dataset()).assign_attrs(tested.attrs)

@@ -13,10 +13,10 @@ PACKAGE = Path(neurodiff.__file__).parent
 # a layer may import itself and what stands before it in its chain
 CHAIN = ["diffusion", "data", "perception", "inference", "plot", "report", "cli"]
 MAY_IMPORT = {layer: set(CHAIN[: i + 1]) for i, layer in enumerate(CHAIN)}
-MAY_IMPORT["data"].discard("diffusion")
 # what a module at the top belongs to
 BELONGS = {
     "plot": "plot",
+    "answers": "plot",
     "panels": "plot",
     "summary": "plot",
     "timing": "plot",

@@ -24,7 +24,7 @@ from torch.func import functional_call
 
 from neurodiff.inference.draws import posterior_draws
 from neurodiff.inference.hypotheses import Hypothesis, build, priors_of
-from neurodiff.inference.join import bind, distinct
+from neurodiff.inference.join import bind, centre_of, distinct
 from neurodiff.inference.laplace import find_modes
 from neurodiff.inference.posterior import Posterior, on_one_thread, posterior
 from neurodiff.inference.priors import Pooled, sites
@@ -109,8 +109,7 @@ def design_of(
 ) -> Posterior:
     """The posterior whose rows are to be simulated: of choices the distinct ones, and how often."""
     trials, response = bind(model, data)
-    centre = model.centre(trials) if hasattr(model, "centre") else {}  # pyright: ignore
-    parameters = Pooled(sites(model, {**centre, **(priors or {})}))
+    parameters = Pooled(sites(model, {**centre_of(model, trials), **(priors or {})}))
     if model.response != "correct":
         return posterior(model, parameters, trials, response, torch.zeros_like(response).long())
     rows = distinct(trials, torch.zeros_like(response), [])

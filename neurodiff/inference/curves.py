@@ -15,6 +15,7 @@ from torch.func import functional_call, vmap
 
 from neurodiff.inference.groups import Grouped
 from neurodiff.inference.join import Bound
+from neurodiff.perception.classify import Tabled
 
 _GRID = 121  # points
 _MARGIN = 2.0  # nats beyond the tested logsnr
@@ -22,9 +23,16 @@ _PREFIX = "weighting."
 
 
 def grid_of(bound: Bound) -> Float[Tensor, " logsnr"]:
-    """The grid: from the 0.1 % to the 99.9 % quantile of the tested logsnr, and two nats beyond."""
+    """The grid: from the 0.1 % to the 99.9 % quantile of the tested logsnr, and two nats beyond.
+
+    Of a table of evidence it is all of the table.
+    """
+    model = bound.posterior.model
+    if isinstance(model, Tabled):
+        low, high = float(model.edges[0]), float(model.edges[-1])
+        return torch.linspace(low, high, _GRID, dtype=torch.float64)
     with torch.no_grad():
-        tested = bound.posterior.model.front_end(bound.posterior.trials)  # pyright: ignore
+        tested = model.front_end(bound.posterior.trials)  # pyright: ignore
     tested = tested[torch.isfinite(tested)].cpu().numpy()
     low, high = np.quantile(tested, [0.001, 0.999])  # torch's takes at most 16 million
     return torch.linspace(low - _MARGIN, high + _MARGIN, _GRID, dtype=torch.float64)

@@ -90,7 +90,10 @@ def kfold(
         lost, unsure = np.flatnonzero(shape.numpy() > 0.7), np.flatnonzero(own > 0.7)
         if turn == _ROUNDS or len(shared.u) > _MOST * draws or not len(lost) + len(unsure):
             break
-        # few draws explain such a unit: its own evidence, given the fold's training data, instead
+        # few draws explain such a unit: its own evidence, given the fold's training data, instead;
+        # of many such units the worst, the others keep their k̂
+        room = (_MOST * draws - len(shared.u)) // (draws // 2)
+        unsure = unsure[np.argsort(-own[unsure], kind="stable")][:room]
         rare[unsure] = True
         shared.about(torch.cat([train[lost], with_it[unsure]]), draws // 2)
     k_hat = np.maximum(own, shape.numpy()[fold])

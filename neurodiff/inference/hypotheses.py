@@ -22,6 +22,8 @@ from neurodiff.diffusion import laws
 from neurodiff.diffusion.law import Law
 from neurodiff.diffusion.weighting import SurvivalWeighting, Weighting, canonical, weighting
 from neurodiff.inference.decisions import RIVALS, decision, keys_of
+from neurodiff.inference.labels import CONTROLS, labelled
+from neurodiff.inference.labels import DEFAULT_NAMED as LABEL_NAMED
 from neurodiff.inference.priors import nearest
 from neurodiff.inference.tasks import Task
 from neurodiff.perception.beta_binomial import BetaBinomial
@@ -108,7 +110,8 @@ def plan(
         return _decision_rows(front_ends, named, law_names, controls)
     both = named is None and law_names is None
     extra = ("elbo",) if task.model == "limited" else ()
-    chosen = (*extra, *DEFAULT_NAMED) if both else tuple(named or ())
+    usual = LABEL_NAMED.get(task.model, (*extra, *DEFAULT_NAMED))
+    chosen = usual if both else tuple(named or ())
     learned = list(DEFAULT_LAWS if both else law_names or ())
     for name in learned:
         if name not in LAWS:
@@ -117,6 +120,8 @@ def plan(
     keys = {name: name.split("/")[0] for name in joined}
     learned += [_FAMILY[key] for key in keys.values() if key in _FAMILY]
     alone = {n: k for n, k in keys.items() if k not in _FAMILY and k not in _SCALELESS}
+    if task.model in LABEL_NAMED and tuple(front_ends) != ("none",):
+        raise ValueError("a table of evidence has no front end: leave it out")
     rows = []
     for end in front_ends:
         if end not in FRONT_ENDS:
@@ -150,7 +155,9 @@ def _decision_rows(
     return [*rows, last] if controls else rows
 
 
-def _controls(task: Task) -> list[str]:
+def _controls(task: Task) -> Sequence[str]:
+    if task.model in CONTROLS:
+        return CONTROLS[task.model]
     if task.response == "count":
         return ["constant", *(["history only"] if task.history else []), "free link"]
     floor = ["noise floor"] if task.choices is not None else []
@@ -175,6 +182,9 @@ def build(hypothesis: Hypothesis, task: Task, data: xr.Dataset) -> nn.Module:
     key = hypothesis.key
     if task.model == "bounded":
         return decision(key, task.horizon, data)
+    if task.model in LABEL_NAMED:
+        own = _weighting(hypothesis) if key in LAWS or key == "step" else None
+        return labelled(task.model, key, own, hypothesis.gauge == "free", data)
     end = _front_end(hypothesis.front_end, task)
     if key in ("constant", "history only"):
         return Constant(_observer(task, history=key == "history only"))

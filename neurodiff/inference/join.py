@@ -73,7 +73,7 @@ def join(
         priors: Parameter priors by dotted name, in place of the defaults.
         by: A coordinate of the trials whose values are the groups of hierarchical parameters.
         unit: A coordinate of the trials over which claims generalise; by default ``block`` where
-            the data have one, else the trial.
+            the data have one, else what the model says (``unit``), else the trial.
         device: Where the tensors live.
 
     Raises:
@@ -84,10 +84,11 @@ def join(
     dim = str(data[model.response].dims[0])  # pyright: ignore[reportArgumentType]
     if unit is None and "block" in data.coords and data["block"].dims == (dim,):
         unit = "block"
+    unit = unit or getattr(model, "unit", None)
     groups, group = (None, None) if by is None else _groups(data, by, dim)
     names, index = (np.arange(len(response)), None) if unit is None else _labels(data, unit, dim)
     # before rows are merged: the middle of the tested logsnr is that of the trials
-    centre = _centre(model, trials)
+    centre = centre_of(model, trials)
     found = sites(model, {**centre, **(priors or {})})
     rows = distinct(trials, response, [c for c in (group, index) if c is not None])
     first, weight = None, None
@@ -149,7 +150,7 @@ def bind(
     return trials, response
 
 
-def _centre(model: nn.Module, trials: dict[str, Tensor]) -> dict[str, Distribution]:
+def centre_of(model: nn.Module, trials: dict[str, Tensor]) -> dict[str, Distribution]:
     """Default priors that follow the data, of what is learned."""
     learned = {name for name, p in model.named_parameters() if p.requires_grad}
     centre = model.centre(trials) if hasattr(model, "centre") else {}  # pyright: ignore

@@ -16,7 +16,7 @@ import xarray as xr
 from neurodiff.inference.decisions import horizon_of
 from neurodiff.inference.priors import nearest
 
-MODELS = ("threshold", "limited", "bounded")
+MODELS = ("threshold", "limited", "averaged", "stopped", "bounded")
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Task:
     """How the responses of a data set are read.
 
     Attributes:
-        model: ``threshold``, ``limited`` or ``bounded``.
-        response: ``count``, ``correct`` or ``signed_rt``.
+        model: ``threshold``, ``limited``, ``averaged``, ``stopped`` or ``bounded``.
+        response: ``count``, ``correct``, ``choice`` or ``signed_rt``.
         choices: Number of alternatives, if known.
         guess: Guess rate, if known otherwise.
         history: Bins of spike history.
@@ -63,6 +63,8 @@ def task_of(
         raise ValueError(f"unknown model {model!r}: {nearest(model, list(MODELS))}")
     if model == "bounded":
         return _decision_task(data, choices, guess)
+    if model in ("averaged", "stopped"):
+        return _label_task(data, model, choices, guess)
     if "count" in data:
         return _count_task(data, model, choices, guess)
     if "correct" not in data:
@@ -95,6 +97,21 @@ def _count_task(data: xr.Dataset, model: str, choices: int | None, guess: float 
     width = float(data.attrs.get("bin_width", step))
     most = None if bool((count > 1).any()) else 1
     return Task(model, "count", history=15 if ordered else 0, most=most, width=width)
+
+
+def _label_task(data: xr.Dataset, model: str, choices: int | None, guess: float | None) -> Task:
+    if "error" not in data:
+        raise ValueError(
+            f"the {model} kind reads a table of evidence, and the data have none: give --evidence "
+            "TABLE.nc, which neurodiff.perception.evidence makes"
+        )
+    labels = data.sizes["label"]
+    if choices not in (None, labels) or guess is not None:
+        raise ValueError(
+            f"the table has {labels} labels, any of which a lapse can be: leave out choices and "
+            "guess"
+        )
+    return Task(model, "choice", labels, history=0, most=None)
 
 
 def _decision_task(data: xr.Dataset, choices: int | None, guess: float | None) -> Task:

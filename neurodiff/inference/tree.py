@@ -23,6 +23,7 @@ from neurodiff.inference.nuts import NUTS, diagnose
 from neurodiff.inference.posterior import Posterior
 from neurodiff.inference.psis import leave_one_out
 from neurodiff.inference.svi import SVI
+from neurodiff.perception.classify import Tabled
 
 _KEEP = 500  # draws kept of log likelihoods
 _PREDICT = 100  # draws of the posterior predictive, at most
@@ -51,7 +52,7 @@ def _posterior_group(bound: Bound, u: Float[Tensor, "chain draw size"]) -> xr.Da
         variables[name] = ([*dims, *rest], _array(value))
     coords: dict[str, object] = {} if bound.by is None else {bound.by: bound.groups}
     model = bound.posterior.model
-    if hasattr(model, "weighting") and hasattr(model, "front_end"):
+    if hasattr(model, "weighting") and (hasattr(model, "front_end") or isinstance(model, Tabled)):
         grid, *both = curves(bound, u.reshape(-1, u.shape[-1]))
         for name, value in zip(("weighting", "stopping_density"), both, strict=True):
             array = _array(value).astype(np.float32).reshape(*u.shape[:2], *value.shape[1:])

@@ -228,10 +228,10 @@ def _score(tree: xr.DataTree, unit: Unit, bound: Bound, modes: Modes | First) ->
     if unit.by is not None or isinstance(modes, First):
         first = modes if isinstance(modes, First) else None
         tree["loso"] = leave_one_group_out(bound, 4 * _HELD_OUT_DRAWS, unit.seed, first)
-    elif bound.unit_dim == "block":
-        fold = alternating(len(bound.unit_names))
+    elif bound.unit_dim != bound.dim:
+        dim, fold = bound.unit_dim, alternating(len(bound.unit_names))
         elpd, k_hat = yield from kfold(bound, modes, fold, _FOLD_DRAWS, unit.seed, nuts)
-        tree["kfold"] = xr.Dataset({"elpd": ("block", elpd), "k_hat": ("block", k_hat)})
+        tree["kfold"] = xr.Dataset({"elpd": (dim, elpd), "k_hat": (dim, k_hat)})
     elif "loo" in tree.children:
         loo = tree["loo"].to_dataset()
         tree["loo"] = yield from refit(bound, modes, loo, 2 * _HELD_OUT_DRAWS, unit.seed, nuts)
@@ -267,8 +267,9 @@ def _tested(bound: Bound, u: Tensor, data: xr.Dataset, by: str | None) -> xr.Dat
         values = stimulus.cpu().numpy()[bound.rows]
     elif "logsnr" in trials:
         shown, values = "logsnr", trials["logsnr"].cpu().numpy()[bound.rows]
-    else:
-        shown, values = "strength", data["strength"].values
+    else:  # of choices and times the strength, of labels the stimulus
+        shown = "strength" if "strength" in data else "shown"
+        values = data[shown].values
     units = "nats" if shown == "logsnr" else str(data[shown].attrs.get("units", "1"))
     kept = {shown: (bound.dim, values, {"units": units})}
     for name in {"block", "choice_known", by} - {None}:
@@ -282,7 +283,11 @@ def _unsaturated(bound: Bound, u: Tensor) -> bool:
     """Whether most draws put the law beyond every tested logsnr: then it is a power law."""
     model = bound.posterior.model
     weighting = getattr(model, "weighting", None)
-    if weighting is None or not any(p.requires_grad for p in weighting.parameters()):
+    if (
+        weighting is None
+        or not hasattr(model, "front_end")
+        or not any(p.requires_grad for p in weighting.parameters())
+    ):
         return False
     flat = u.reshape(-1, u.shape[-1])
 

@@ -159,7 +159,8 @@ def permute(data: xr.Dataset, seed: int, within: str | None = None) -> xr.Datase
 
     Trials exchange their stimuli (logsnr, and what else describes the stimulus) within each value
     of ``within``. In a time series whole blocks do, in logsnr and in power alike, and no block
-    keeps its own: what is left is the effect of the stimulus on nothing.
+    keeps its own: what is left is the effect of the stimulus on nothing. Of a table of evidence the
+    noise levels are permuted, those that a stimulus reaches among themselves.
 
     Args:
         data: One study.
@@ -176,6 +177,8 @@ def permute(data: xr.Dataset, seed: int, within: str | None = None) -> xr.Datase
     [0.0, 1.0, 2.0]
     """
     generator = np.random.default_rng(seed)
+    if "error" in data:
+        return _permute_levels(data, generator)
     if "time" in data.dims:
         return _permute_blocks(data, generator, within or "block")
     within = within or ("subject" if "subject" in data.coords else None)
@@ -188,6 +191,15 @@ def permute(data: xr.Dataset, seed: int, within: str | None = None) -> xr.Datase
             own = np.flatnonzero(data[within].values == value)
             order[own] = generator.permutation(own)
     return data.assign({k: (v.dims, v.values[order], v.attrs) for k, v in _stimulus(data, "trial")})
+
+
+def _permute_levels(data: xr.Dataset, generator: np.random.Generator) -> xr.Dataset:
+    """One order of the levels for all stimuli, each keeping those that it has."""
+    order = generator.permutation(data.sizes["logsnr"])
+    error, width = data["error"].values.copy(), data["width"].values
+    for i, some in enumerate(width > 0):
+        error[i][:, some] = error[i][:, order[some[order]]]
+    return data.assign(error=(data["error"].dims, error))
 
 
 def _stimulus(data: xr.Dataset, dim: str) -> list[tuple[str, xr.DataArray]]:

@@ -221,12 +221,27 @@ def _write(table: xr.Dataset, path: Path) -> None:
     aside.replace(path)
 
 
-def _read(path: Path, digest: str) -> xr.Dataset:
+def read_table(path: Path) -> xr.Dataset:
+    """A table that :func:`evidence` has left.
+
+    Raises:
+        ValueError: The file is missing, broken, or holds something else.
+    """
     try:
         with xr.open_dataset(path, engine="h5netcdf") as file:
             table = file.load()
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} is no whole table ({error}): remove it to begin anew") from error
+    if lacking := {"error", "width"} - set(map(str, table)):
+        raise ValueError(
+            f"{path} has no {' and no '.join(sorted(lacking))} (it holds: "
+            f"{', '.join(map(str, table.variables))}); wanted a table of evidence"
+        )
+    return table
+
+
+def _read(path: Path, digest: str) -> xr.Dataset:
+    table = read_table(path)
     if table.attrs.get("of") != digest:
         raise ValueError(
             f"{path} is a table of other weights, stimuli, labels, levels or noise (its hash is "

@@ -8,6 +8,8 @@ responses. With guess g, ceiling c and lapse l,
 
     \text{Choice:}\quad P(\text{correct}) = l g + (1 - l)\,[g + (c - g)\,\text{drive}]
 
+    \text{Categories:}\quad P(k) = l/K + (1 - l)\,\mathrm{softmax}_k(s \cdot \text{evidence})
+
     \text{Counts:}\quad m_t = \Delta\,(r_0 + r_{max}\,\text{drive}_t)\,
         \exp\Big(\sum_k h_k\, y_{t-k}\Big)
 
@@ -26,6 +28,7 @@ from torch import Tensor, nn
 from torch.distributions import (
     Bernoulli,
     Beta,
+    Categorical,
     Distribution,
     LogNormal,
     NegativeBinomial,
@@ -92,6 +95,52 @@ class Choice(nn.Module):
         reached = self.guess + (self.ceiling - self.guess) * drive
         p = self.lapse * self.guess + (1 - self.lapse) * reached
         return Bernoulli(probs=p, validate_args=False)
+
+
+class Categories(nn.Module):
+    r"""One of K labels, by the evidence for each.
+
+    .. math:: P(k) = \text{lapse}/K + (1 - \text{lapse})\, p_k, \qquad
+        p = \mathrm{softmax}(s \cdot \text{evidence})
+
+    Args:
+        labels: K.
+
+    The sensitivity s is 1 where evidence is used in full: LogNormal(0, 2). The lapse is an
+    attention slip, answered with any label: Beta(1, 30).
+
+    Raises:
+        ValueError: Fewer than 2 labels.
+
+    >>> observer = Categories(4)
+    >>> observer(observer.answer(torch.zeros(1, 4)), {}).probs.detach()
+    tensor([[0.2500, 0.2500, 0.2500, 0.2500]])
+    """
+
+    response = "choice"
+    requires = ()
+    constraints: ClassVar = {
+        "sensitivity": constraints.positive,
+        "lapse": constraints.unit_interval,
+    }
+    priors: ClassVar = {"sensitivity": LogNormal(0.0, 2.0), "lapse": Beta(1.0, 30.0)}
+
+    def __init__(self, labels: int) -> None:
+        super().__init__()
+        if labels < 2:
+            raise ValueError(f"got labels={labels}, wanted at least 2")
+        self.labels = labels
+        self.sensitivity = nn.Parameter(torch.tensor(1.0))
+        self.lapse = nn.Parameter(torch.tensor(0.02))
+
+    def answer(self, evidence: Float[Tensor, "... label"]) -> Float[Tensor, "... label"]:
+        """Probability of each label without lapses."""
+        return (self.sensitivity * evidence).softmax(-1)
+
+    def forward(self, p: Float[Tensor, "*trial label"], trials: dict[str, Tensor]) -> Distribution:
+        """The distribution of the label that is chosen."""
+        p = self.lapse / self.labels + (1 - self.lapse) * p
+        return Categorical(probs=p, validate_args=False)
 
 
 def _indices(spiked: Bool[Tensor, " time"]) -> Int[Tensor, " spike"] | None:

@@ -51,9 +51,7 @@ def test_noisy_pictures_give_the_exact_likelihood_ratio(logsnr):
     g = torch.Generator().manual_seed(1)
     noise = torch.randn(6, 3, dtype=torch.float64, generator=g)
     y = pictures(6) + (-0.5 * own).exp()[:, None] * noise
-    table = evidence(
-        ByLabel(one, other), y, [0, 1], GRID, stimulus_logsnr=own, pairs=2000, seed=3
-    )
+    table = evidence(ByLabel(one, other), y, [0, 1], GRID, stimulus_logsnr=own, pairs=2000, seed=3)
     cells = 0.5 * table["width"] * (table["error"].sel(label=1) - table["error"].sel(label=0))
     got = cells.fillna(0.0).sum("logsnr").values
     se = 0.5 * np.sqrt(((table["width"] * table["se"]) ** 2).sum(["logsnr", "label"])).values
@@ -61,9 +59,7 @@ def test_noisy_pictures_give_the_exact_likelihood_ratio(logsnr):
     exact = (one.log_prob(z, own[0]) - other.log_prob(z, own[0])).numpy()
     # what the midpoint rule leaves: by halving the step it falls to a quarter, measured below
     fine = torch.linspace(-11.875, 7.875, 80, dtype=torch.float64)
-    table = evidence(
-        ByLabel(one, other), y, [0, 1], fine, stimulus_logsnr=own, pairs=2000, seed=3
-    )
+    table = evidence(ByLabel(one, other), y, [0, 1], fine, stimulus_logsnr=own, pairs=2000, seed=3)
     cells = 0.5 * table["width"] * (table["error"].sel(label=1) - table["error"].sel(label=0))
     finer = cells.fillna(0.0).sum("logsnr").values
     assert np.all(np.abs(finer - exact) < 4.5 * se + 0.01)
@@ -79,7 +75,8 @@ def test_nothing_is_asked_above_the_stimulus():
     assert np.isfinite(table["error"].values[0][:, ~above]).all()
     assert np.isfinite(table["error"].values[1]).all()
     width = table["width"].values
-    assert np.allclose(width[0].sum(), -1.0 - (-12.0)) and np.allclose(width[1], 0.5)
+    assert np.allclose(width[0].sum(), -1.0 - (-12.0))
+    assert np.allclose(width[1], 0.5)
 
 
 def test_noise_is_shared_over_labels_and_batches_do_not_matter():
@@ -115,7 +112,8 @@ def test_goes_on_where_it_was_stopped(tmp_path):
     whole = evidence(Stops(ByLabel(one, other), -1), x, [0, 1], GRID[::8])
     with pytest.raises(KeyboardInterrupt):
         evidence(Stops(ByLabel(one, other), 8), x, [0, 1], GRID[::8], path=path, batch=64 * 5)
-    assert not path.exists() and len(list((tmp_path / "table.parts").iterdir())) == 1
+    assert not path.exists()
+    assert len(list((tmp_path / "table.parts").iterdir())) == 1
     left = Stops(ByLabel(one, other), 12)  # of the 15 or so that all would need
     found = evidence(left, x, [0, 1], GRID[::8], path=path, batch=64 * 5)
     xr.testing.assert_identical(found, whole)

@@ -1,0 +1,296 @@
+r"""Choosing among labels by their evidence: two ways to use a table, and what tells them apart.
+
+With :math:`C_k(λ) = \frac12 \int_{-\infty}^{λ} m_k\,dl` the evidence against label k that has come
+in by λ (:mod:`~neurodiff.perception.evidence`), s the sensitivity and π the softmax over labels,
+
+.. math::
+
+    \text{averaged (b):}\quad & p = π\Big({-s} \int p_w(λ)\, C(λ)\,dλ\Big)
+        = π\Big({-\frac s2} \int w\, m\,dλ\Big)
+
+    \text{stopped (c):}\quad & p = \int p_w(λ)\; π\big({-s}\, C(λ)\big)\,dλ
+
+    P(\text{choice} = k) = \text{lapse}/K + (1 - \text{lapse})\, p_k
+
+(b) is the diffusion classifier, that answers once from an average; (c) halts at a random SNR and
+answers from what it has. They differ by Jensen's inequality. w = 1 and s = 1 is the ideal observer
+of an exact denoiser. A picture shown in noise has no evidence above its own SNR: C is constant from
+there, which is kind (a′).
+"""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import numpy as np
+import torch
+import xarray as xr
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.distributions import Distribution, LogNormal, Normal, constraints
+
+from neurodiff.diffusion.weighting import SurvivalWeighting, Weighting
+from neurodiff.perception.observers import Categories
+from neurodiff.perception.stopping import Gauge, stopped
+
+# w = e^{−λ/rate}: a shift of λ is a factor, which the sensitivity has
+_EXPONENTIAL = ("flow-matching", "indi")
+
+
+class Placed(Weighting):
+    r"""A named weighting on the scale of a table: :math:`w(κ(λ + \text{shift}))`.
+
+    Args:
+        weighting: Any of the zoo, rising ones too.
+        free: Whether κ is learned; else κ = 1.
+
+    The shift of an exponential, and of a constant, says nothing that sensitivity does not: it is
+    not learned.
+
+    >>> import neurodiff as nd
+    >>> Placed(nd.weighting("edm"))(torch.tensor(0.0)) == nd.weighting("edm")(torch.tensor(0.0))
+    tensor(True)
+    """
+
+    constraints: ClassVar = {"shift": constraints.real, "kappa": constraints.positive}
+    priors: ClassVar = {"shift": Normal(0.0, 5.0), "kappa": LogNormal(0.0, 1.0)}
+
+    def __init__(self, weighting: Weighting, free: bool = False) -> None:
+        super().__init__()
+        self.weighting, self.name, self.monotone = weighting, weighting.name, weighting.monotone
+        fixed = self.name in (*_EXPONENTIAL, "elbo")
+        self.shift = nn.Parameter(torch.tensor(0.0), requires_grad=not fixed)
+        self.kappa = nn.Parameter(torch.tensor(1.0), requires_grad=free and self.name != "elbo")
+
+    def forward(self, logsnr: Tensor) -> Tensor:
+        """The weight at any shape of logsnr."""
+        return self.weighting(self.kappa * (logsnr + self.shift))
+
+
+class OneLevel(Weighting):
+    """All weight at one noise level, a normal bump of fixed width: what a law has to beat.
+
+    Args:
+        width: Its standard deviation, nats.
+
+    >>> OneLevel(0.5)(torch.tensor([0.0, 5.0])).detach()
+    tensor([1.0000e+00, 1.9287e-22])
+    """
+
+    name, monotone = "one level", False
+    constraints: ClassVar = {"loc": constraints.real}
+    priors: ClassVar = {"loc": Normal(0.0, 5.0)}
+
+    def __init__(self, width: float) -> None:
+        super().__init__()
+        self.width, self.loc = width, nn.Parameter(torch.tensor(0.0))
+
+    def forward(self, logsnr: Tensor) -> Tensor:
+        """Its height, 1 at the top."""
+        return (-0.5 * ((logsnr - self.loc) / self.width).square()).exp()
+
+
+class FreeWeights(Weighting):
+    r"""A weight of its own for every cell of a table, with a random walk on its logarithm.
+
+    .. math:: \log w_{j+1} - \log w_j = \text{rate}\, z_j, \qquad z_j \sim N(0, 1)
+
+    The ceiling of kind (b): any weighting, rising or falling, that is smooth.
+
+    Args:
+        logsnr: The middles of the cells.
+        rate: Standard deviation of a step, nats.
+    """
+
+    name, monotone = "free weights", False
+    constraints: ClassVar = {"z": constraints.real_vector}
+    logsnr: Tensor
+
+    def __init__(self, logsnr: Float[Tensor, " logsnr"], rate: float = 0.7) -> None:
+        super().__init__()
+        self.rate = rate
+        self.register_buffer("logsnr", logsnr)
+        self.z = nn.Parameter(torch.zeros(len(logsnr) - 1))
+        self.priors = {"z": Normal(0.0, 1.0)}
+
+    def forward(self, logsnr: Tensor) -> Tensor:
+        """The weight of the cell nearest to each logsnr."""
+        log_w = torch.cat([torch.zeros_like(self.z[:1]), self.rate * self.z.cumsum(0)])
+        near = (logsnr[..., None] - self.logsnr).abs().argmin(-1)
+        return (log_w - log_w.amax()).exp()[near]
+
+
+class Tabled(nn.Module, ABC):
+    """What the two kinds have in common: the table, and who saw which stimulus.
+
+    Args:
+        weighting: A law to learn as :class:`~neurodiff.SurvivalWeighting`, or a named weighting.
+        table: From :func:`~neurodiff.perception.evidence.evidence`.
+        observer: By default :class:`~neurodiff.observers.Categories` over the table's labels.
+
+    Raises:
+        ValueError: A table with NaN below a stimulus's own logsnr, or trials of a stimulus that the
+            table lacks.
+    """
+
+    requires, response = ("shown",), "choice"
+    unit = "shown"  # what is said holds for other stimuli
+    apart = True  # equal stimuli are computed once, so each group has a call of its own
+    cost: Tensor
+    middle: Tensor
+    edges: Tensor
+    stimulus: Tensor
+
+    def __init__(
+        self, weighting: Weighting, table: xr.Dataset, observer: Categories | None = None
+    ) -> None:
+        super().__init__()
+        # float64 from the start: a cost is a small difference of large errors
+        error = torch.from_numpy(table["error"].values.astype(np.float64))
+        width = torch.from_numpy(table["width"].values.astype(np.float64))[:, None]
+        if (bad := (torch.isnan(error) & (width > 0)).nonzero()).numel():
+            raise ValueError(
+                f"the table is NaN at (stimulus, label, logsnr) = {tuple(bad[0].tolist())}, below "
+                "the stimulus's own logsnr: compute it anew"
+            )
+        cost = 0.5 * torch.where(width > 0, width * error, 0.0)
+        logsnr = torch.from_numpy(table["logsnr"].values.astype(np.float64))
+        half = 0.5 * (logsnr[1] - logsnr[0])
+        # of labels only differences matter, and these keep their digits
+        self.register_buffer("cost", cost - cost.mean(1, keepdim=True))
+        self.register_buffer("middle", logsnr)
+        self.register_buffer("edges", torch.cat([logsnr[:1] - half, logsnr + half]))
+        order = torch.from_numpy(table["stimulus"].values.astype(np.int64))
+        self.register_buffer("stimulus", order)
+        self.weighting = weighting
+        self.observer = Categories(error.shape[1]) if observer is None else observer
+        spread = self.cost.sum(-1).std(1).median().item()
+        with torch.no_grad():  # where answers are neither all alike nor all guesses
+            self.observer.sensitivity.fill_(1.0 / max(spread, 1e-6))
+
+    @property
+    def cells(self) -> int:
+        """Numbers in the largest temporary of one call."""
+        return self.cost[..., 0].numel()
+
+    def prepare(self, trials: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The row of the table that each trial's stimulus is."""
+        order = self.stimulus.argsort()
+        at = torch.searchsorted(self.stimulus[order], trials["shown"].long())
+        row = order[at.clamp_max(len(order) - 1)]
+        if (lost := (self.stimulus[row] != trials["shown"]).nonzero()).numel():
+            i = int(lost[0])
+            raise ValueError(
+                f"trial {i} shows stimulus {trials['shown'][i]:g}, which the table of evidence "
+                f"lacks: it holds {len(order)}, {order.min()} to {order.max()}"
+            )
+        return {"row": row.to(trials["shown"])}
+
+    def centre(self, trials: dict[str, Tensor]) -> dict[str, Distribution]:
+        """Default priors of what has a place on logsnr: Normal(middle of the grid, 5 nats)."""
+        middle = self.middle.mean()
+        if isinstance(self.weighting, Placed):
+            return {"weighting.shift": Normal(-middle, 5.0)}
+        if isinstance(self.weighting, OneLevel):
+            return {"weighting.loc": Normal(middle, 5.0)}
+        has = hasattr(getattr(self.weighting, "law", None), "loc")
+        return {"weighting.law.loc": Normal(middle, 5.0)} if has else {}
+
+    @abstractmethod
+    def chosen(self) -> Float[Tensor, "stimulus label"]:
+        """Probability of each label for each stimulus, without lapses."""
+
+    def forward(self, trials: dict[str, Tensor]) -> Distribution:
+        """The distribution of the choices, batch shape (trial,)."""
+        return self.observer(self.chosen()[trials["row"].long()], trials)
+
+
+class AveragedEvidence(Tabled):
+    r"""Kind (b): one answer, from the evidence averaged under the weighting.
+
+    .. math:: p = π\Big({-\frac s2} \int w\, m\,dλ\Big)
+
+    w is averaged over each cell of the table. A survival function is 1 where λ is low; any other
+    weighting is scaled to 1 at its largest, since its height is a sensitivity.
+
+    Args:
+        weighting: :class:`~neurodiff.SurvivalWeighting` of a law to learn, :class:`FreeWeights`,
+            :class:`OneLevel`, or a named weighting, which is :class:`Placed`.
+        table: From :func:`~neurodiff.perception.evidence.evidence`.
+        observer: By default :class:`~neurodiff.observers.Categories` over the table's labels.
+
+    Raises:
+        ValueError: As :class:`Tabled`.
+
+    >>> import neurodiff as nd
+    >>> one = xr.Dataset({"error": (("stimulus", "label", "logsnr"), [[[2.0, 2.0], [0.0, 0.0]]]),
+    ...                   "width": (("stimulus", "logsnr"), [[1.0, 1.0]])},
+    ...                  {"stimulus": [7], "logsnr": [0.0, 1.0]})
+    >>> model = AveragedEvidence(nd.weighting("elbo"), one)
+    >>> model.observer.sensitivity.data.fill_(1.0)
+    tensor(1.)
+    >>> model.chosen().detach().round(decimals=3)      # 1 / (1 + e²)
+    tensor([[0.1190, 0.8810]], dtype=torch.float64)
+    """
+
+    def __init__(
+        self, weighting: Weighting, table: xr.Dataset, observer: Categories | None = None
+    ) -> None:
+        own = isinstance(weighting, SurvivalWeighting | FreeWeights | OneLevel | Placed)
+        super().__init__(weighting if own else Placed(weighting), table, observer)
+
+    def chosen(self) -> Float[Tensor, "stimulus label"]:
+        """Probability of each label for each stimulus, without lapses."""
+        node, part = np.polynomial.legendre.leggauss(4)
+        half = 0.5 * (self.edges[1] - self.edges[0])
+        w = self.weighting(self.middle[:, None] + half * torch.as_tensor(node).to(self.middle))
+        w = w.to(self.cost) @ (0.5 * torch.as_tensor(part)).to(self.cost)
+        if not isinstance(self.weighting, SurvivalWeighting):
+            w = w / w.amax()
+        return self.observer.answer(-self.cost @ w)
+
+
+class StoppedEvidence(Tabled):
+    r"""Kind (c): denoising halts at a random SNR, and the answer is from the evidence by then.
+
+    .. math:: p = \frac{F(λ_0)}{K} + \sum_j [F(λ_{j+1}) - F(λ_j)]\, π\big({-s}\, C(\barλ_j)\big)
+        + [1 - F(λ_J)]\, π\big({-s}\, C(λ_J)\big)
+
+    with the cells' edges λ_j and middles, and F the stopping law.
+
+    Args:
+        weighting: :class:`~neurodiff.SurvivalWeighting` of a law to learn, or a monotone named
+            weighting, which is given its :class:`~neurodiff.perception.stopping.Gauge`; ``elbo``
+            never stops.
+        table: From :func:`~neurodiff.perception.evidence.evidence`.
+        observer: By default :class:`~neurodiff.observers.Categories` over the table's labels.
+
+    Raises:
+        ValueError: A weighting that rises has no stopping law: the message says where. And as
+            :class:`Tabled`.
+    """
+
+    by: Tensor
+
+    def __init__(
+        self, weighting: Weighting, table: xr.Dataset, observer: Categories | None = None
+    ) -> None:
+        known = isinstance(weighting, SurvivalWeighting | Gauge) or weighting.name == "elbo"
+        super().__init__(weighting if known else Gauge(weighting), table, observer)
+        # by the middle of each cell, and by the end
+        whole = self.cost.cumsum(-1)
+        by = torch.cat([whole - 0.5 * self.cost, whole[..., -1:]], -1)
+        self.register_buffer("by", by.permute(2, 0, 1).contiguous())
+
+    @property
+    def cells(self) -> int:
+        """Numbers in the largest temporary of one call."""
+        return self.cost.numel()
+
+    def chosen(self) -> Float[Tensor, "stimulus label"]:
+        """Probability of each label for each stimulus, without lapses."""
+        if self.weighting.name == "elbo":
+            return self.observer.answer(-self.by[-1])
+        done = stopped(self.weighting, self.edges)  # pyright: ignore
+        mass = torch.cat([done.diff(), 1 - done[-1:]]).to(self.by)
+        answers = self.observer.answer(-self.by)
+        return done[0] / answers.shape[-1] + torch.einsum("j,jnk->nk", mass, answers)

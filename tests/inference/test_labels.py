@@ -1,0 +1,124 @@
+"""Labels by their evidence, from the command line: what wins, what is refused, what is drawn."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import xarray as xr
+
+import neurodiff as nd
+from neurodiff.cli import main
+from neurodiff.inference.hypotheses import plan
+from neurodiff.inference.labels import attach
+from neurodiff.inference.tasks import task_of
+from neurodiff.perception.classify import AveragedEvidence
+from neurodiff.perception.controls import permute
+from tests.perception.test_classify import logistic, table
+
+
+def answers(stimuli=60, times=20):
+    """Trials of an observer that averages under a logistic law, and the table."""
+    t = table(3, stimuli=stimuli)
+    model = AveragedEvidence(logistic(-1.0, 0.6), t)
+    model.observer.sensitivity.data.fill_(6.0)
+    torch.manual_seed(0)
+    shown = torch.arange(stimuli).repeat(times)
+    choice = model({"row": shown.double()}).sample()
+    return t, pd.DataFrame({"shown": 10 + shown.numpy(), "choice": choice.numpy()})
+
+
+@pytest.fixture
+def files(tmp_path):
+    t, trials = answers()
+    t.to_netcdf(tmp_path / "table.nc", engine="h5netcdf")
+    trials.to_csv(tmp_path / "people.csv", index=False)
+    return tmp_path
+
+
+def run(folder, *more, data="people.csv", evidence="table.nc"):
+    command = ["fit", str(folder / data), "--evidence", str(folder / evidence)]
+    return main([*command, "--out", str(folder / "run"), *more])
+
+
+def test_the_truth_wins_and_is_drawn(files, capsys):
+    names = ["--weighting", "elbo", "sigmoid", "--law", "logistic"]
+    assert run(files, "--model", "averaged", *names) == 0
+    found = pd.read_csv(files / "run" / "comparison.csv").set_index("hypothesis")
+    assert found.loc["logistic", "verdict"].startswith(("best", "not distinguished"))
+    assert found.loc["elbo", "verdict"].startswith("behind")
+    assert found.loc["no evidence", "elpd"] == pytest.approx(1200 * np.log(1 / 4), abs=1)
+    permuted = [name for name in found.index if name.endswith("stimulus permuted")]
+    assert len(permuted) == 1
+    assert found.loc[permuted[0], "elpd"] < found.loc["logistic", "elpd"] - 20
+    assert {"one level", "free weights"} <= set(found.index)
+    assert "observer.sensitivity" in capsys.readouterr().out
+    assert main(["report", str(files / "run")]) == 0
+    drawn = pd.read_csv(next((files / "run" / "figures").glob("answers-*.csv")))
+    assert np.all(np.abs(drawn["observed"] - drawn["predicted"]) < 5 * drawn["se"] + 0.02)
+    assert json.loads((files / "run" / "run.json").read_text())["failed"] == {}
+
+
+def test_rows_of_the_two_kinds():
+    t, trials = answers(5, 2)
+    data = attach(xr.Dataset({k: ("trial", v.astype(float)) for k, v in trials.items()}), t)
+    averaged = {row.name for row in plan(task_of(data, "averaged"))}
+    stopped = {row.name for row in plan(task_of(data, "stopped"))}
+    assert "edm" in averaged
+    assert "edm" not in stopped  # it rises
+    assert {"elbo", "logistic", "no evidence"} <= averaged & stopped
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda f: ["--model", "stopped", "--weighting", "edm"], "no stopping law exists"),
+        (lambda f: ["--model", "averaged", "--choices", "3"], "the table has 4 labels"),
+        (lambda f: ["--model", "averaged", "--front-end", "power-filter"], "no front end"),
+        (lambda f: ["--model", "averaged", "--weighting", "sigmod"], "sigmoid"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(files, capsys, change, words):
+    assert run(files, *change(files)) == 2
+    assert words in capsys.readouterr().err
+    assert not (files / "run").exists()
+
+
+def test_files_that_do_not_fit(files, capsys):
+    trials = pd.read_csv(files / "people.csv")
+    for name, changed, words in (
+        ("more.csv", trials.assign(choice=trials["choice"] + 1), "whole number from 0 to 3"),
+        ("strange.csv", trials.assign(shown=trials["shown"] + 1000), "which the table of evidence"),
+        ("none.csv", trials.drop(columns="shown"), "no 'shown'"),
+    ):
+        changed.to_csv(files / name, index=False)
+        assert run(files, "--model", "averaged", data=name) == 2
+        assert words in capsys.readouterr().err
+    assert run(files, "--model", "averaged", evidence="people.csv") == 2
+    assert "no whole table" in capsys.readouterr().err
+    assert main(["fit", str(files / "people.csv"), "--model", "averaged"]) == 2
+    assert "--evidence" in capsys.readouterr().err
+
+
+def test_permuted_levels_keep_what_a_stimulus_reaches():
+    t = table(own=np.array([-2.0, 0.0, 1.0, 2.0, 3.0, np.inf]))
+    data = xr.Dataset({"shown": ("trial", [10.0]), "choice": ("trial", [0.0])})
+    both = attach(data, t)
+    other = permute(both, seed=0)
+    assert np.array_equal(np.isnan(other["error"]), np.isnan(both["error"]))
+    assert np.allclose(np.sort(other["error"], -1), np.sort(both["error"], -1), equal_nan=True)
+    assert not np.allclose(other["error"], both["error"], equal_nan=True)
+
+
+def test_a_single_group_of_answers_is_fitted_by_subject():
+    # the same parameters for both subjects come back as such
+    t, trials = answers(40, 30)
+    subject = np.where(np.arange(len(trials)) % 2, "a", "b")
+    data = xr.Dataset({k: ("trial", v.astype(float)) for k, v in trials.items()})
+    data = attach(data.assign_coords(subject=("trial", subject)), t)
+    model = AveragedEvidence(nd.SurvivalWeighting(nd.laws.Logistic()), t)
+    tree = nd.fit(model, data, nd.Laplace(draws=200), by="subject", seed=0)
+    loc = tree["posterior"].dataset["weighting.law.loc"]
+    assert loc.sizes["subject"] == 2
+    assert np.all(np.abs(loc.mean(["chain", "draw"]) + 1.0) < 4 * loc.std(["chain", "draw"]))
