@@ -64,10 +64,11 @@ def _complain(message: str, code: int) -> int:
 
 
 @app.command
-def demo(*, out: Path | None = None, seed: int = 0, workers: int = 2) -> int:
+def demo(*, images: bool = False, out: Path | None = None, seed: int = 0, workers: int = 2) -> int:
     """Which weighting does an auditory receptor of a grasshopper use? Two recordings, a minute.
 
     Args:
+        images: Instead: which weighting did a simulated observer of digits in noise use?
         out: Run folder; by default the next number under runs/.
         seed: The same seed gives the same result.
         workers: Processes.
@@ -76,6 +77,17 @@ def demo(*, out: Path | None = None, seed: int = 0, workers: int = 2) -> int:
     from neurodiff.inference.hypotheses import plan
     from neurodiff.inference.tasks import common_task, task_of
 
+    if images:
+        from neurodiff.digits import demonstrate
+
+        out = out or _next_run()
+        with status("simulating observers of digits, and fitting them"):
+            share = demonstrate(out, seed=seed)
+        print(
+            f"share of observers for whom a hypothesis (column) has most evidence\n{share.round(2)}"
+        )
+        print(f"figure: {out / 'figures' / 'confusion.png'}")
+        return 0
     with status("loading"):
         parts = [load(f"grasshopper-receptor/{part}") for part in ("1", "2")]
     task = common_task([task_of(part) for part in parts])

@@ -20,6 +20,7 @@ BELONGS = {
     "panels": "plot",
     "summary": "plot",
     "timing": "plot",
+    "digits": "report",
     "page": "report",
     "report": "report",
     "cli": "cli",

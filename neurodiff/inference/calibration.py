@@ -140,7 +140,7 @@ def simulate(joint: Posterior, u: Float[Tensor, "set size"]) -> Float[Tensor, "s
         if joint.model.response == "correct":
             answers.append(torch.binomial(joint.weight, answer.probs.detach()))
         else:
-            answers.append(answer.sample())
+            answers.append(answer.sample().to(joint.response))  # labels are drawn as integers
     return torch.stack(answers)
 
 
