@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from neurodiff.diffusion.adaptive import AdaptiveSchedule
 from neurodiff.diffusion.denoiser import Denoiser
-from neurodiff.diffusion.loss import look, squared_error
+from neurodiff.diffusion.loss import look, over_kinds, squared_error
 from neurodiff.diffusion.schedule import NoiseSchedule
 
 _CHECKPOINT = "checkpoint.safetensors"
@@ -79,7 +79,8 @@ def train(
     Args:
         denoiser: with parameters; a copy is trained.
         x: examples in [-1, 1].
-        weighting: w(logsnr); one with a method ``update(logsnr, error)`` learns.
+        weighting: w(logsnr); one with a method ``update(logsnr, error)`` learns; one with
+            ``sizes`` weights each kind of data in x by itself.
         schedule: where to look; an :class:`AdaptiveSchedule` learns.
         steps: of the optimiser.
         cond: passed to the denoiser with each example.
@@ -94,8 +95,8 @@ def train(
         prepare: (x, generator) → x, changes each batch: dequantisation, mirroring.
 
     Raises:
-        ValueError: examples that are not float in [-1, 1], a checkpoint that is broken or of
-            another run.
+        ValueError: examples that are not float in [-1, 1], a device that is not there, a checkpoint
+            that is broken or of another run.
         FloatingPointError: a loss that is not finite. The last checkpoint stays.
 
     >>> from neurodiff.diffusion.denoiser import NetworkDenoiser
@@ -108,7 +109,7 @@ def train(
     (3,)
     """
     check_images(x)
-    here = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    here = find_device(device)
     own = copy.deepcopy(denoiser).to(here).train()
     modules = nn.ModuleDict({"denoiser": own, "average": copy.deepcopy(own).eval()})
     modules["schedule"], weighting = copy.deepcopy(schedule).to(here), copy.deepcopy(weighting)
@@ -118,9 +119,9 @@ def train(
     state = _State(modules, optimizer, torch.Generator(here).manual_seed(seed), [])
     grid = torch.linspace(-10.0, 10.0, 9, device=here)
     with torch.no_grad():
-        recipe = torch.stack([weighting(grid).double(), modules["schedule"].t(grid).double()])  # pyright: ignore
+        weights, times = weighting(grid), modules["schedule"].t(grid)  # pyright: ignore
     settings = {
-        "recipe": [f"{v:.6g}" for v in recipe.flatten().tolist()],
+        "recipe": [f"{v:.6g}" for v in (*weights.flatten().tolist(), *times.tolist())],
         "steps": steps, "batch": batch, "rate": rate, "average": average, "clip": clip,
         "seed": seed, "examples": list(x.shape), "model": str(own),
     }  # fmt: skip
@@ -157,11 +158,12 @@ def _step(
     eps = torch.randn(clean.shape, generator=generator, dtype=x.dtype, device=x.device)
     half = x.is_cuda and torch.cuda.is_bf16_supported()
     with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
-        error = squared_error(own, clean, logsnr, eps, given)  # pyright: ignore
-    w = weighting(logsnr).to(error)
-    loss = (0.5 * w * importance * error).mean()
+        sizes = getattr(weighting, "sizes", None)
+        error = squared_error(own, clean, logsnr, eps, given, sizes)  # pyright: ignore
+    weighted = over_kinds(weighting(logsnr).to(error) * error)
+    loss = (0.5 * importance * weighted).mean()
     if not torch.isfinite(loss):
-        bad = logsnr[~torch.isfinite(error)]
+        bad = logsnr[~torch.isfinite(weighted)]
         where = f"logsnr {bad.min():.3g} to {bad.max():.3g}" if len(bad) else "every logsnr"
         raise FloatingPointError(
             f"the loss of step {step} is {loss.item()}, at {where}; the last checkpoint is kept: "
@@ -182,10 +184,25 @@ def _step(
         for mine, now in zip(state.modules["average"].buffers(), own.buffers(), strict=True):
             mine.copy_(now)
     if isinstance(schedule, AdaptiveSchedule):
-        schedule.update(logsnr, w * error)
+        schedule.update(logsnr, weighted)
     if hasattr(weighting, "update"):
         weighting.update(logsnr, error.detach())  # pyright: ignore
     state.losses.append(loss.item())
+
+
+def find_device(device: str) -> str:
+    """``cuda`` if there is one, for ``auto``.
+
+    Raises:
+        ValueError: ``cuda`` where there is none.
+
+    >>> find_device("cpu")
+    'cpu'
+    """
+    there = torch.cuda.is_available()
+    if device == "cuda" and not there:
+        raise ValueError("device is 'cuda', and torch finds none here: 'auto' takes what there is")
+    return ("cuda" if there else "cpu") if device == "auto" else device
 
 
 def check_images(x: Tensor) -> None:
