@@ -1,7 +1,8 @@
 """The command line: every command is one call of the library, with its results printed.
 
-Exit codes: 0, done; 1, done but for fits that failed, or cut short by a worker's death; 2, input
-that cannot be used; 130, Ctrl-C. Libraries load inside the commands, so that help comes at once.
+Exit codes: 0, done; 1, done but for fits that failed, or cut short by a worker's death or a loss
+that is not finite; 2, input that cannot be used; 130, Ctrl-C. Libraries load inside the commands,
+so that help comes at once.
 """
 
 import json
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import App, CycloptsError, Parameter
 
 from neurodiff import __version__
-from neurodiff.terminal import show_table, status
+from neurodiff.terminal import next_run, show_table, status
+from neurodiff.training import train_images
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -29,6 +31,7 @@ app = App(
 )
 datasets = App(name="datasets", help="Published data sets: list them, show a card, fetch files.")
 app.command(datasets)
+app.command(train_images, name="train")
 
 
 def main(tokens: Sequence[str] | None = None) -> int:
@@ -44,12 +47,14 @@ def main(tokens: Sequence[str] | None = None) -> int:
 
     try:
         code = app(tokens, exit_on_error=False, result_action="return_value")
+        if isinstance(code, str):
+            print(code)
         return code if isinstance(code, int) else 0
     except CycloptsError:  # printed by cyclopts
         return 2
     except KeyboardInterrupt:
-        return _complain("stopped; fits that are done are kept: go on with --resume", 130)
-    except Unfinished as error:
+        return _complain("stopped; what is done is kept: go on with --resume", 130)
+    except (Unfinished, FloatingPointError) as error:
         return _complain(str(error), 1)
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -80,7 +85,7 @@ def demo(*, out: Path | None = None, seed: int = 0, workers: int = 2) -> int:
         parts = [load(f"grasshopper-receptor/{part}") for part in ("1", "2")]
     task = common_task([task_of(part) for part in parts])
     rows = plan(task, ("none", "power-filter"))
-    out = out or _next_run()
+    out = out or next_run()
     return _run(parts, rows, task, out, workers, drawn=True, seed=seed)
 
 
@@ -149,7 +154,7 @@ def fit(
     rows = plan(task, front_end or ("none",), weighting, bound or law)
     how = {"laplace": None, "svi": SVI(), "nuts": NUTS()}[method]
     options = {"method": how, "by": by, "seed": seed, "device": device, "resume": resume}
-    out = out or _next_run()
+    out = out or next_run()
     code = _run(parts, rows, task, out, workers, unread=unread, **options)
     if observed := {part.attrs["observers"] for part in parts if "observers" in part.attrs}:
         print(f"observers: {observed.pop()} only (see --observers)")
@@ -298,12 +303,6 @@ def _timed(parts, deadline: float | None) -> list:  # noqa: ANN001
     from neurodiff.data.choice_rt import choice_rt
 
     return [choice_rt(part, deadline=deadline) for part in parts]
-
-
-def _next_run() -> Path:
-    """The next numbered folder under runs/."""
-    taken = [int(p.name) for p in Path("runs").glob("*") if p.name.isdigit()]
-    return Path("runs") / f"{max(taken, default=0) + 1:03d}"
 
 
 def _run(  # noqa: ANN202

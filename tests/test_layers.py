@@ -22,6 +22,7 @@ BELONGS = {
     "timing": "plot",
     "page": "report",
     "report": "report",
+    "training": "cli",
     "cli": "cli",
     "terminal": "cli",
 }

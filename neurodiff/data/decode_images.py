@@ -1,4 +1,4 @@
-r"""From the pickles of CIFAR-10 to images, and to what people called them.
+r"""From the pickles of CIFAR-10 and the rows of digits to images, and what people called them.
 
 .. math:: \text{image}[c, h, w] = \text{data}[1024 c + 32 h + w]
 
@@ -71,3 +71,16 @@ def cifar10h(files: dict[str, Path], part: str, attrs: dict) -> xr.Dataset:
     data = _pictures(files["test_batch"])
     counts = np.load(files["cifar10h-counts.npy"], allow_pickle=False)
     return data.assign(choices=(("stimulus", "category"), counts))
+
+
+def digits(files: dict[str, Path], part: str, attrs: dict) -> xr.Dataset:
+    """1,797 digits: ``image`` (stimulus, channel, height, width), 0 to 16, and ``label``."""
+    (path,) = files.values()
+    table = np.loadtxt(path, delimiter=",", dtype=np.uint8)
+    image = table[:, :64].reshape(-1, 1, 8, 8)
+    return xr.Dataset(
+        {
+            "image": (("stimulus", "channel", "height", "width"), image),
+            "label": ("stimulus", table[:, 64]),
+        }
+    )
