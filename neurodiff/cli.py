@@ -47,7 +47,7 @@ def main(tokens: Sequence[str] | None = None) -> int:
 
     try:
         code = app(tokens, exit_on_error=False, result_action="return_value")
-        if isinstance(code, str):
+        if code and isinstance(code, str):
             print(code)
         return code if isinstance(code, int) else 0
     except CycloptsError:  # printed by cyclopts

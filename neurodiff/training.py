@@ -5,6 +5,7 @@ r"""From images to a trained denoiser, in a folder of its own: ``neurodiff train
 
 import hashlib
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -92,11 +93,15 @@ def train_images(
         "arguments": start.network.settings, "steps": steps, "batch": batch, "rate": rate,
         "seed": seed,
     }  # fmt: skip
-    _begin(out, settings, resume)
+    first = int(os.environ.get("RANK", "0")) == 0  # of several processes one writes
+    if first:
+        _begin(out, settings, resume)
     done = train(
         start, x, cond=label, weighting=chosen, schedule=times, steps=steps, batch=batch,
         rate=rate, seed=seed, device=here, folder=out, every=_EVERY,
     )  # fmt: skip
+    if not first:
+        return ""
     denoiser = done.denoiser.cpu()
     save(denoiser, out / "denoiser.safetensors")
     lines = "".join(f"{step},{loss:.8g}\n" for step, loss in enumerate(done.losses))

@@ -27,6 +27,7 @@ from neurodiff.diffusion.adaptive import AdaptiveSchedule
 from neurodiff.diffusion.denoiser import Denoiser
 from neurodiff.diffusion.loss import look, over_kinds, squared_error
 from neurodiff.diffusion.schedule import NoiseSchedule
+from neurodiff.diffusion.shared import Shared
 
 _CHECKPOINT = "checkpoint.safetensors"
 
@@ -54,6 +55,7 @@ class _State(NamedTuple):
     optimizer: torch.optim.Optimizer
     generator: torch.Generator
     losses: list[float]
+    shared: Shared
 
 
 def train(
@@ -84,7 +86,8 @@ def train(
         schedule: where to look; an :class:`AdaptiveSchedule` learns.
         steps: of the optimiser.
         cond: passed to the denoiser with each example.
-        batch: examples a step.
+        batch: examples a step, in all processes together (see
+            :mod:`~neurodiff.diffusion.shared`).
         rate: learning rate: risen to in the first 2 % of the steps, then falling to 0 as a cosine.
         average: ρ of the exponential average of the weights, less in the first steps.
         clip: largest norm of the gradient.
@@ -109,14 +112,16 @@ def train(
     (3,)
     """
     check_images(x)
-    here = find_device(device)
+    shared = Shared(find_device(device))
+    here = shared.device
     own = copy.deepcopy(denoiser).to(here).train()
     modules = nn.ModuleDict({"denoiser": own, "average": copy.deepcopy(own).eval()})
     modules["schedule"], weighting = copy.deepcopy(schedule).to(here), copy.deepcopy(weighting)
     if isinstance(weighting, nn.Module):
         modules["weighting"] = weighting.to(here)
     optimizer = torch.optim.Adam(own.parameters(), lr=rate, betas=(0.9, 0.99))
-    state = _State(modules, optimizer, torch.Generator(here).manual_seed(seed), [])
+    shared.alike(modules)
+    state = _State(modules, optimizer, torch.Generator(here).manual_seed(seed), [], shared)
     grid = torch.linspace(-10.0, 10.0, 9, device=here)
     with torch.no_grad():
         weights, times = weighting(grid), modules["schedule"].t(grid)  # pyright: ignore
@@ -126,15 +131,18 @@ def train(
         "seed": seed, "examples": list(x.shape), "model": str(own),
     }  # fmt: skip
     data, labels = x.to(here), None if cond is None else cond.to(here)
-    with _seeded(seed), _progress(steps) as advance:
+    with _seeded(seed), _progress(steps, shared.rank == 0) as advance:
         path = None if folder is None else Path(folder) / _CHECKPOINT
         if path is not None and path.exists():
             _restore(state, path, settings)
+        if shared.rank:  # its own dropout, of no checkpoint
+            torch.manual_seed(seed + 1_000_003 * shared.rank + len(state.losses))
         advance(len(state.losses))
         for step in range(len(state.losses), steps):
             _step(state, data, labels, weighting, step, prepare, settings)
             advance(1)
-            if path is not None and ((step + 1) % every == 0 or step + 1 == steps):
+            due = (step + 1) % every == 0 or step + 1 == steps
+            if path is not None and due and shared.rank == 0:
                 _save(state, path, settings)
     done = modules["average"].requires_grad_(False)
     return Training(done, np.array(state.losses), modules["schedule"], weighting)  # pyright: ignore
@@ -151,16 +159,18 @@ def _step(
 ) -> None:
     """One batch, one step of the optimiser, and what learns beside it."""
     own, schedule, generator = state.modules["denoiser"], state.modules["schedule"], state.generator
-    some = torch.randint(len(x), (settings["batch"],), generator=generator, device=x.device)
+    size, mine = settings["batch"], state.shared.mine
+    some = torch.randint(len(x), (size,), generator=generator, device=x.device)
     clean = x[some] if prepare is None else prepare(x[some], generator)
-    given = None if cond is None else cond[some]
+    given = None if cond is None else cond[some][mine]
     logsnr, importance = look(clean, schedule, generator, stratified=True)  # pyright: ignore
     eps = torch.randn(clean.shape, generator=generator, dtype=x.dtype, device=x.device)
     half = x.is_cuda and torch.cuda.is_bf16_supported()
     with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
         sizes = getattr(weighting, "sizes", None)
-        error = squared_error(own, clean, logsnr, eps, given, sizes)  # pyright: ignore
-    weighted = over_kinds(weighting(logsnr).to(error) * error)
+        error = squared_error(own, clean[mine], logsnr[mine], eps[mine], given, sizes)  # pyright: ignore
+    met, w = state.shared.whole(error, size), weighting(logsnr).to(error)
+    weighted = over_kinds(w * met)
     loss = (0.5 * importance * weighted).mean()
     if not torch.isfinite(loss):
         bad = logsnr[~torch.isfinite(weighted)]
@@ -174,7 +184,8 @@ def _step(
         fall = 0.5 * (1 + np.cos(np.pi * t))
         group["lr"] = settings["rate"] * float(min(1.0, (step + 1) / rise) * fall)
     state.optimizer.zero_grad()
-    loss.backward()
+    (0.5 * importance[mine] * over_kinds(w[mine] * error)).sum().div(size).backward()
+    state.shared.add(own.parameters())
     nn.utils.clip_grad_norm_(own.parameters(), settings["clip"])
     state.optimizer.step()
     keep = min(settings["average"], (1 + step) / (10 + step))
@@ -186,7 +197,7 @@ def _step(
     if isinstance(schedule, AdaptiveSchedule):
         schedule.update(logsnr, weighted)
     if hasattr(weighting, "update"):
-        weighting.update(logsnr, error.detach())  # pyright: ignore
+        weighting.update(logsnr, met)  # pyright: ignore
     state.losses.append(loss.item())
 
 
@@ -278,11 +289,11 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 @contextmanager
-def _progress(steps: int) -> Iterator[Callable[[int], None]]:
+def _progress(steps: int, shown: bool) -> Iterator[Callable[[int], None]]:
     from rich.console import Console
     from rich.progress import Progress
 
     console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal) as progress:
+    with Progress(console=console, disable=not (shown and console.is_terminal)) as progress:
         bar = progress.add_task("training", total=steps)
         yield lambda n: progress.advance(bar, n)
