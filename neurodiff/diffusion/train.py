@@ -129,6 +129,7 @@ def train(
         "recipe": [f"{v:.6g}" for v in (*weights.flatten().tolist(), *times.tolist())],
         "steps": steps, "batch": batch, "rate": rate, "average": average, "clip": clip,
         "seed": seed, "examples": list(x.shape), "model": str(own),
+        "prepare": prepare and getattr(prepare, "__qualname__", type(prepare).__name__),
     }  # fmt: skip
     data, labels = x.to(here), None if cond is None else cond.to(here)
     with _seeded(seed), _progress(steps, shared.rank == 0) as advance:
