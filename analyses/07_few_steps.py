@@ -8,16 +8,16 @@
 #
 # At equal evaluations DDIM on levels from the data errs by 1.2 to 1.3 times less than on EDM's when
 # stopped at 2 nats, and as on the cosine's and flow's, within 3 %. DPM-Solver++ gains over EDM's
-# too (1.1 to 5 times, and more at 48), over the cosine's and flow's from 24 on only. Going on to
-# the end there are no gains over the cosine that last, and Taylor's forecasts suffer where steps
-# change their length. Heun needs EDM's levels. Parallel samplers take 13 to 17 iterations for 100
-# steps of DDIM. Guidance raises precision from .90 to .95 at scale 5, and takes recall from .84 to
-# .60 and the Vendi score from 183 to 120. Precision takes blurred percepts for digits: stopped at
-# -2 nats it is 1.
+# too (1.1 to 5 times, and more at 48), over the cosine's and flow's at 24 evaluations only. Going
+# on to the end there are no gains over the cosine that last. Heun needs EDM's levels. Parallel
+# samplers take 13 to 17 iterations for 100 steps of DDIM. Guidance raises precision from .90 to .95
+# at scale 5, and takes recall from .84 to .60 and the Vendi score from 183 to 120. Precision takes
+# blurred percepts for digits: stopped at -2 nats it is 1.
 #
 # On a mixture of two Gaussians DDIM errs alike on levels from the data, the cosine's and the flow's
-# (within 12 %), and 1.8 to 2.4 times more on EDM's; DPM-Solver++ to the end errs 1.5 to 6 times
-# more on all three, and to 2 nats on EDM's only.
+# (within 12 %), and 1.8 to 2.4 times more on EDM's. DPM-Solver++ to 2 nats gains up to 1.4 times
+# over the cosine's; to the end the flow's levels are better than those from the data (by 1.1 to 1.7
+# times), and EDM's worse by 1.9 to 2.9.
 #
 #     python analyses/07_few_steps.py [--fit]
 #

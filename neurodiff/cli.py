@@ -1,7 +1,8 @@
 """The command line: every command is one call of the library, with its results printed.
 
-Exit codes: 0, done; 1, done but for fits that failed, or cut short by a worker's death; 2, input
-that cannot be used; 130, Ctrl-C. Libraries load inside the commands, so that help comes at once.
+Exit codes: 0, done; 1, done but for fits that failed, or cut short by a worker's death or a loss
+that is not finite; 2, input that cannot be used; 130, Ctrl-C. Libraries load inside the commands,
+so that help comes at once.
 """
 
 import json
@@ -14,7 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import App, CycloptsError, Parameter
 
 from neurodiff import __version__
-from neurodiff.terminal import show_table, status
+from neurodiff.cli_datasets import datasets
+from neurodiff.terminal import next_run, show_table, status
+from neurodiff.training import train_images
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -27,8 +30,8 @@ app = App(
     help="At which signal-to-noise ratio does an observer, animal or neuron stop denoising?",
     suppress_keyboard_interrupt=False,
 )
-datasets = App(name="datasets", help="Published data sets: list them, show a card, fetch files.")
 app.command(datasets)
+app.command(train_images, name="train")
 
 
 def main(tokens: Sequence[str] | None = None) -> int:
@@ -44,12 +47,14 @@ def main(tokens: Sequence[str] | None = None) -> int:
 
     try:
         code = app(tokens, exit_on_error=False, result_action="return_value")
+        if code and isinstance(code, str):
+            print(code)
         return code if isinstance(code, int) else 0
     except CycloptsError:  # printed by cyclopts
         return 2
     except KeyboardInterrupt:
-        return _complain("stopped; fits that are done are kept: go on with --resume", 130)
-    except Unfinished as error:
+        return _complain("stopped; what is done is kept: go on with --resume", 130)
+    except (Unfinished, FloatingPointError) as error:
         return _complain(str(error), 1)
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -80,7 +85,7 @@ def demo(*, images: bool = False, out: Path | None = None, seed: int = 0, worker
     if images:
         from neurodiff.digits import demonstrate
 
-        out = out or _next_run()
+        out = out or next_run()
         with status("simulating observers of digits, and fitting them"):
             share = demonstrate(out, seed=seed)
         print(
@@ -92,7 +97,7 @@ def demo(*, images: bool = False, out: Path | None = None, seed: int = 0, worker
         parts = [load(f"grasshopper-receptor/{part}") for part in ("1", "2")]
     task = common_task([task_of(part) for part in parts])
     rows = plan(task, ("none", "power-filter"))
-    out = out or _next_run()
+    out = out or next_run()
     return _run(parts, rows, task, out, workers, drawn=True, seed=seed)
 
 
@@ -171,7 +176,7 @@ def fit(
     rows = plan(task, front_end or ("none",), weighting, bound or law)
     how = {"laplace": None, "svi": SVI(), "nuts": NUTS()}[method]
     options = {"method": how, "by": by, "seed": seed, "device": device, "resume": resume}
-    out = out or _next_run()
+    out = out or next_run()
     code = _run(parts, rows, task, out, workers, unread=unread, **options)
     if observed := {part.attrs["observers"] for part in parts if "observers" in part.attrs}:
         print(f"observers: {observed.pop()} only (see --observers)")
@@ -274,58 +279,11 @@ def report(folder: Path, /) -> None:
     _draw(folder)
 
 
-@datasets.default
-@datasets.command(name="list")
-def list_cards() -> None:
-    """List the data sets."""
-    from neurodiff.data.datasets import card, cards
-
-    for name in cards():
-        print(f"{name:36}{card(name).title}")
-
-
-@datasets.command
-def show(name: str, /) -> None:
-    """Show a data set's card.
-
-    Args:
-        name: Its name.
-    """
-    from neurodiff.data.datasets import card
-
-    found = card(name)
-    size = sum(file.bytes for file in found.files) / 1e6
-    print(
-        f"{found.name}: {found.title}\n\n{found.what.strip()}\n\nlogsnr: {found.logsnr.strip()}\n"
-    )
-    print(f"parts: {', '.join(found.parts) or 'none'}\nfiles: {len(found.files)}, {size:.1f} MB")
-    print(f"licence: {found.licence}\ncite: {found.citation.strip()} doi:{found.doi}")
-
-
-@datasets.command
-def fetch(name: str, /) -> None:
-    """Make sure that a data set's files are on this machine.
-
-    Args:
-        name: Its name, or name/part.
-    """
-    from neurodiff.data.datasets import fetch
-
-    for path in fetch(name):
-        print(path)
-
-
 def _timed(parts, deadline: float | None) -> list:  # noqa: ANN001
     """Parts with choices and reaction times as one number a trial."""
     from neurodiff.data.choice_rt import choice_rt
 
     return [choice_rt(part, deadline=deadline) for part in parts]
-
-
-def _next_run() -> Path:
-    """The next numbered folder under runs/."""
-    taken = [int(p.name) for p in Path("runs").glob("*") if p.name.isdigit()]
-    return Path("runs") / f"{max(taken, default=0) + 1:03d}"
 
 
 def _run(  # noqa: ANN202

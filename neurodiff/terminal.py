@@ -1,10 +1,11 @@
-"""What a terminal shows: signs of life while something runs, and tables.
+"""What a terminal shows: signs of life while something runs, and tables; and where a run goes.
 
 Nothing moves where the output is a file.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -49,3 +50,9 @@ def show_table(table: "pd.DataFrame") -> None:
             cells = [f"{row[n]:.{digits.get(n, 1)}f}".replace("nan", "") for n in numbers]
             shown.add_row(row["hypothesis"], row["gauge"], row["kind"], *cells, row["verdict"])
         _console().print(shown, "")
+
+
+def next_run() -> Path:
+    """The next numbered folder under runs/."""
+    taken = [int(p.name) for p in Path("runs").glob("*") if p.name.isdigit()]
+    return Path("runs") / f"{max(taken, default=0) + 1:03d}"

@@ -92,7 +92,7 @@ def test_fit_compare_and_report_on_a_file_of_ones_own(here, capsys):
 def test_runs_are_numbered_and_none_is_written_over(here):
     Path("runs/007").mkdir(parents=True)
     Path("runs/notes").mkdir()
-    assert cli._next_run() == Path("runs/008")
+    assert cli.next_run() == Path("runs/008")
 
 
 def test_without_choices_the_guess_rate_has_a_prior(here, capsys):

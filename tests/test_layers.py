@@ -23,7 +23,9 @@ BELONGS = {
     "digits": "report",
     "page": "report",
     "report": "report",
+    "training": "cli",
     "cli": "cli",
+    "cli_datasets": "cli",
     "terminal": "cli",
 }
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")

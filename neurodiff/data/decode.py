@@ -20,7 +20,7 @@ import scipy.io
 import xarray as xr
 from numpy.typing import ArrayLike
 
-from neurodiff.data.decode_images import cifar10, cifar10h
+from neurodiff.data.decode_images import cifar10, cifar10h, digits
 from neurodiff.data.decode_spikes import roitman_spikes
 from neurodiff.data.schema import DataError
 
@@ -278,4 +278,5 @@ DECODERS: dict[str, Callable[[Files, str, Attrs], xr.Dataset]] = {
     "waskom2018-contrast-pulses": waskom,
     "cifar10": cifar10,
     "cifar10h": cifar10h,
+    "digits": digits,
 }

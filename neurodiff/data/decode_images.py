@@ -1,4 +1,4 @@
-r"""From the pickles of CIFAR-10 to images, and to what people called them.
+r"""From the pickles of CIFAR-10 and the rows of digits to images, and what people called them.
 
 .. math:: \text{image}[c, h, w] = \text{data}[1024 c + 32 h + w]
 
@@ -84,3 +84,16 @@ def grey16(image: np.ndarray) -> np.ndarray:
     luma = np.tensordot(np.array([0.299, 0.587, 0.114]), image, (0, image.ndim - 3))
     blocks = luma.reshape(*luma.shape[:-2], 16, 2, 16, 2).mean((-3, -1))
     return np.rint(blocks).astype(np.uint8)
+
+
+def digits(files: dict[str, Path], part: str, attrs: dict) -> xr.Dataset:
+    """1,797 digits: ``image`` (stimulus, channel, height, width), 0 to 16, and ``label``."""
+    (path,) = files.values()
+    table = np.loadtxt(path, delimiter=",", dtype=np.uint8)
+    image = table[:, :64].reshape(-1, 1, 8, 8)
+    return xr.Dataset(
+        {
+            "image": (("stimulus", "channel", "height", "width"), image),
+            "label": ("stimulus", table[:, 64]),
+        }
+    )

@@ -9,14 +9,16 @@ r"""Weightings that are learned while a network trains, from what it gets wrong 
 Rules of thumb, of no likelihood: each makes one thing the same at every noise level. They are
 piecewise constant on logsnr, with a mean of 1 over its range, and none is monotone by nature, so
 that none is a stopping law. All learn by ``update(logsnr, error)``, which
-:func:`~neurodiff.diffusion.train.train` calls after each step.
+:func:`~neurodiff.diffusion.train.train` calls after each step. :class:`KindBalance` shares each
+level's loss among kinds of data instead, and leaves the levels to another weighting.
 """
 
 from abc import abstractmethod
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from neurodiff.diffusion.adaptive import Running
 from neurodiff.diffusion.parameterization import error_ratio
@@ -137,3 +139,66 @@ class GradientBalance(Balance):
 
     def _seen(self, logsnr: Tensor, error: Tensor) -> Tensor:
         return 2 * (error * error_ratio(self.parameterization, "eps", logsnr=logsnr)).sqrt()
+
+
+class KindBalance(Weighting):
+    r"""Kinds of data in one x (an image and its class) share the loss as their dimensions do.
+
+    .. math:: w_k(λ) = w(λ)\, \frac{d_k}{E[m_k|λ]}\; \frac{\sum_j E[m_j|λ]}{\sum_j d_j}
+
+    :math:`d_k / E[m_k|λ]` is the weight of the Gaussian error of kind k whose variance is learned,
+    as in :class:`UncertaintyBalance`. The other factor leaves what every noise level adds in all as
+    it was under w, :math:`w \sum_j E[m_j]`, so that balancing kinds does not undo w.
+
+    What survives: w decides between noise levels; each :math:`w_k > 0` has the same best denoiser.
+    But only equal :math:`w_k` make a bound of log p(x): what an observer of one z still integrates
+    does not depend on the kind. A kind that is multiplied by s instead (its own logsnr is 2 log s
+    higher) keeps the bound.
+
+    Args:
+        weighting: w.
+        sizes: numbers of x, flattened, that are of each kind.
+        logsnr_min: the bins begin here, as in :class:`Balance`.
+        logsnr_max: and end here.
+        bins: of equal width.
+        rate: share of the average that stays at each batch.
+
+    References: Kendall, Gal & Cipolla 2018, there of tasks.
+
+    >>> w = KindBalance(torch.ones_like, (3, 1), -1.0, 1.0, bins=1)
+    >>> w.update(torch.tensor([0.0]), torch.tensor([[1.0, 3.0]]))
+    >>> w(torch.tensor([0.0]))           # of 4 in all, 3 and 1
+    tensor([[3.0000, 0.3333]])
+    """
+
+    name, monotone = "kinds", False
+
+    def __init__(
+        self,
+        weighting: Callable[[Tensor], Tensor],
+        sizes: Sequence[int],
+        logsnr_min: float = -10.0,
+        logsnr_max: float = 10.0,
+        *,
+        bins: int = 40,
+        rate: float = 0.99,
+    ) -> None:
+        super().__init__()
+        self.weighting, self.sizes = weighting, tuple(sizes)
+        edges = torch.linspace(logsnr_min, logsnr_max, bins + 1)
+        self.seen = nn.ModuleList(Running(edges, rate) for _ in self.sizes)
+
+    @torch.no_grad()
+    def update(self, logsnr: Float[Tensor, " batch"], error: Float[Tensor, "batch kind"]) -> None:
+        """Learn from a batch of errors of each kind."""
+        for seen, mine, size in zip(self.seen, error.unbind(1), self.sizes, strict=True):
+            seen.update(logsnr, mine / size)  # pyright: ignore
+
+    @torch.no_grad()
+    def forward(self, logsnr: Float[Tensor, " batch"]) -> Float[Tensor, "batch kind"]:
+        """The weight of each kind, w times a factor that is piecewise constant."""
+        each = torch.stack([kind.filled() for kind in self.seen], -1)  # pyright: ignore
+        whole = (each * each.new_tensor(self.sizes)).sum(-1, keepdim=True) / sum(self.sizes)
+        factor = whole / torch.maximum(each, _LEAST * whole)
+        where = self.seen[0].bin(logsnr.nan_to_num())  # pyright: ignore
+        return self.weighting(logsnr)[:, None] * factor[where].to(logsnr)

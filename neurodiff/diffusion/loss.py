@@ -10,7 +10,7 @@ schedule changes the variance, not the expectation, as long as it reaches the sa
 dimensions (not means), with the ½: w = 1 is the ELBO. A plain loss c·E_t|ε̂ − ε|² has w = 2 c p.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float, Shaped
@@ -36,7 +36,7 @@ def denoising_loss(
     Args:
         denoiser: (z, logsnr, cond) → E[x|z].
         x: clean examples, (batch, ...).
-        weighting: w(logsnr), in the convention above.
+        weighting: w(logsnr), in the convention above; (batch, kind) if it has ``sizes``.
         schedule: where to look; gets no gradient.
         cond: passed to the denoiser.
         generator: of t and ε, on the device of x.
@@ -58,8 +58,9 @@ def denoising_loss(
     0.7
     """
     logsnr, importance = look(x, schedule, generator, stratified)
-    error = squared_error(denoiser, x, logsnr, _normal(x, generator), cond)
-    return 0.5 * weighting(logsnr) * importance * error
+    sizes = getattr(weighting, "sizes", None)
+    error = squared_error(denoiser, x, logsnr, _normal(x, generator), cond, sizes)
+    return 0.5 * importance * over_kinds(weighting(logsnr) * error)
 
 
 def squared_error(
@@ -68,18 +69,43 @@ def squared_error(
     logsnr: Float[Tensor, " batch"],
     eps: Float[Tensor, "batch *event"],
     cond: Shaped[Tensor, "batch ..."] | None = None,
-) -> Float[Tensor, " batch"]:
+    sizes: Sequence[int] | None = None,
+) -> Float[Tensor, "batch ..."]:
     """|ε̂ − ε|² at z = α x + σ ε, which is e^λ |x̂ − x|², summed over the event.
 
+    Args:
+        denoiser: (z, logsnr, cond) → E[x|z].
+        x: clean examples.
+        logsnr: of each.
+        eps: its noise.
+        cond: passed to the denoiser.
+        sizes: numbers of x, flattened, that are of each kind.
+
+    Returns:
+        (batch,); with ``sizes`` one error for each kind, (batch, kind).
+
     Raises:
-        ValueError: the denoiser returns another shape than that of x.
+        ValueError: the denoiser returns another shape than that of x, or sizes have another sum.
     """
     estimate = denoiser(diffuse(x, eps, logsnr), logsnr, cond)
     if estimate.shape != x.shape:
         raise ValueError(
             f"the denoiser returned {tuple(estimate.shape)} for x of shape {tuple(x.shape)}"
         )
-    return logsnr.exp() * (estimate - x).reshape(len(x), -1).square().sum(-1)
+    off = (estimate - x).reshape(len(x), -1).square()
+    if sizes is None:
+        return logsnr.exp() * off.sum(-1)
+    if sum(sizes) != off.shape[1]:
+        raise ValueError(
+            f"kinds of {', '.join(map(str, sizes))} numbers are {sum(sizes)} in all, and one x has "
+            f"{off.shape[1]}, of shape {tuple(x.shape[1:])}"
+        )
+    return logsnr.exp()[:, None] * torch.stack([k.sum(-1) for k in off.split([*sizes], 1)], -1)
+
+
+def over_kinds(error: Float[Tensor, "batch ..."]) -> Float[Tensor, " batch"]:
+    """Of (batch, kind) the sum over kinds; (batch,) is of one kind already."""
+    return error.reshape(len(error), -1).sum(-1)
 
 
 @torch.no_grad()

@@ -91,6 +91,10 @@ class MLP(nn.Module):
         drop: float = 0.1,
     ) -> None:
         super().__init__()
+        self.settings = {
+            "shape": list(shape), "width": width, "depth": depth, "classes": classes,
+            "outputs": outputs, "dropout": dropout, "drop": drop,
+        }  # fmt: skip
         size = math.prod(shape)
         self.shape = (*(() if outputs is None else (outputs,)), *shape)
         self.embed = Embedding(width, classes, drop)
@@ -186,7 +190,12 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         inner = 4 * width
-        seen = range(1, len(multiples)) if attention is None else attention
+        seen = list(range(1, len(multiples)) if attention is None else attention)
+        self.settings = {
+            "channels": channels, "width": width, "multiples": list(multiples), "depth": depth,
+            "attention": seen, "classes": classes, "outputs": outputs, "dropout": dropout,
+            "drop": drop,
+        }  # fmt: skip
         self.channels, self.outputs, self.halvings = channels, outputs, len(multiples) - 1
         self.embed = Embedding(inner, classes, drop)
         self.first = nn.Conv2d(channels, width, 3, padding=1)

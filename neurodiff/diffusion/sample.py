@@ -114,6 +114,10 @@ def dpm_solver(
 ) -> Float[Tensor, "batch *event"]:
     """Second order, one evaluation a step: x̂ goes on as from the last step. DPM-Solver++(2M).
 
+    It goes on half as far as the last step was long, or half of this one if that is shorter. The
+    original goes half of this one, and errs more in 4 evaluations than in 2: the last step of the
+    cosine schedule is then 6.6 times the one before. Its authors take a last step of first order.
+
     References: Lu et al. 2022.
     """
     last = before = None
@@ -243,11 +247,15 @@ def _eps(z: Tensor, x: Tensor, logsnr: Tensor) -> Tensor:
 def _midway(
     x: Tensor, last: Tensor | None, now: Tensor, then: Tensor, before: Tensor | None
 ) -> Tensor:
-    """X̂ half a step ahead, on the line through the last two; a step of no length has no next."""
+    """X̂ half a step ahead, on the line through the last two; a step of no length has no next.
+
+    But no farther ahead than half of the step before: schedules end in a step several times as long
+    as that, over which x̂ comes to rest. Where steps grow smoothly the order is still the second.
+    """
     if last is None or before is None:
         return x
     h, gone = then - now, now - before
-    ratio = torch.where(gone > 0, 0.5 * h / torch.where(gone > 0, gone, 1.0), 0.0)
+    ratio = torch.where(gone > 0, 0.5 * h / torch.where(gone > 0, gone, 1.0), 0.0).clamp_max(0.5)
     return x + like(ratio, x) * (x - last)
 
 

@@ -25,9 +25,10 @@ from torch import Tensor, nn
 
 from neurodiff.diffusion.adaptive import AdaptiveSchedule
 from neurodiff.diffusion.denoiser import Denoiser
-from neurodiff.diffusion.loss import look, squared_error
+from neurodiff.diffusion.loss import look, over_kinds, squared_error
 from neurodiff.diffusion.progress import progress
 from neurodiff.diffusion.schedule import NoiseSchedule
+from neurodiff.diffusion.shared import Shared
 
 _CHECKPOINT = "checkpoint.safetensors"
 
@@ -55,6 +56,7 @@ class _State(NamedTuple):
     optimizer: torch.optim.Optimizer
     generator: torch.Generator
     losses: list[float]
+    shared: Shared
 
 
 def train(
@@ -80,11 +82,13 @@ def train(
     Args:
         denoiser: with parameters; a copy is trained.
         x: examples in [-1, 1].
-        weighting: w(logsnr); one with a method ``update(logsnr, error)`` learns.
+        weighting: w(logsnr); one with a method ``update(logsnr, error)`` learns; one with
+            ``sizes`` weights each kind of data in x by itself.
         schedule: where to look; an :class:`AdaptiveSchedule` learns.
         steps: of the optimiser.
         cond: passed to the denoiser with each example.
-        batch: examples a step.
+        batch: examples a step, in all processes together (see
+            :mod:`~neurodiff.diffusion.shared`).
         rate: learning rate: risen to in the first 2 % of the steps, then falling to 0 as a cosine.
         average: ρ of the exponential average of the weights, less in the first steps.
         clip: largest norm of the gradient.
@@ -95,8 +99,8 @@ def train(
         prepare: (x, generator) → x, changes each batch: dequantisation, mirroring.
 
     Raises:
-        ValueError: examples that are not float in [-1, 1], a checkpoint that is broken or of
-            another run.
+        ValueError: examples that are not float in [-1, 1], a device that is not there, a checkpoint
+            that is broken or of another run.
         FloatingPointError: a loss that is not finite. The last checkpoint stays.
 
     >>> from neurodiff.diffusion.denoiser import NetworkDenoiser
@@ -109,32 +113,38 @@ def train(
     (3,)
     """
     check_images(x)
-    here = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    shared = Shared(find_device(device))
+    here = shared.device
     own = copy.deepcopy(denoiser).to(here).train()
     modules = nn.ModuleDict({"denoiser": own, "average": copy.deepcopy(own).eval()})
     modules["schedule"], weighting = copy.deepcopy(schedule).to(here), copy.deepcopy(weighting)
     if isinstance(weighting, nn.Module):
         modules["weighting"] = weighting.to(here)
     optimizer = torch.optim.Adam(own.parameters(), lr=rate, betas=(0.9, 0.99))
-    state = _State(modules, optimizer, torch.Generator(here).manual_seed(seed), [])
+    shared.alike(modules)
+    state = _State(modules, optimizer, torch.Generator(here).manual_seed(seed), [], shared)
     grid = torch.linspace(-10.0, 10.0, 9, device=here)
     with torch.no_grad():
-        recipe = torch.stack([weighting(grid).double(), modules["schedule"].t(grid).double()])  # pyright: ignore
+        weights, times = weighting(grid), modules["schedule"].t(grid)  # pyright: ignore
     settings = {
-        "recipe": [f"{v:.6g}" for v in recipe.flatten().tolist()],
+        "recipe": [f"{v:.6g}" for v in (*weights.flatten().tolist(), *times.tolist())],
         "steps": steps, "batch": batch, "rate": rate, "average": average, "clip": clip,
         "seed": seed, "examples": list(x.shape), "model": str(own),
+        "prepare": prepare and getattr(prepare, "__qualname__", type(prepare).__name__),
     }  # fmt: skip
     data, labels = x.to(here), None if cond is None else cond.to(here)
-    with _seeded(seed), progress(steps, "training") as advance:
+    with _seeded(seed), progress(steps, "training", shared.rank == 0) as advance:
         path = None if folder is None else Path(folder) / _CHECKPOINT
         if path is not None and path.exists():
             _restore(state, path, settings)
+        if shared.rank:  # its own dropout, of no checkpoint
+            torch.manual_seed(seed + 1_000_003 * shared.rank + len(state.losses))
         advance(len(state.losses))
         for step in range(len(state.losses), steps):
             _step(state, data, labels, weighting, step, prepare, settings)
             advance(1)
-            if path is not None and ((step + 1) % every == 0 or step + 1 == steps):
+            due = (step + 1) % every == 0 or step + 1 == steps
+            if path is not None and due and shared.rank == 0:
                 _save(state, path, settings)
     done = modules["average"].requires_grad_(False)
     return Training(done, np.array(state.losses), modules["schedule"], weighting)  # pyright: ignore
@@ -151,18 +161,21 @@ def _step(
 ) -> None:
     """One batch, one step of the optimiser, and what learns beside it."""
     own, schedule, generator = state.modules["denoiser"], state.modules["schedule"], state.generator
-    some = torch.randint(len(x), (settings["batch"],), generator=generator, device=x.device)
+    size, mine = settings["batch"], state.shared.mine
+    some = torch.randint(len(x), (size,), generator=generator, device=x.device)
     clean = x[some] if prepare is None else prepare(x[some], generator)
-    given = None if cond is None else cond[some]
+    given = None if cond is None else cond[some][mine]
     logsnr, importance = look(clean, schedule, generator, stratified=True)  # pyright: ignore
     eps = torch.randn(clean.shape, generator=generator, dtype=x.dtype, device=x.device)
     half = x.is_cuda and torch.cuda.is_bf16_supported()
     with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
-        error = squared_error(own, clean, logsnr, eps, given)  # pyright: ignore
-    w = weighting(logsnr).to(error)
-    loss = (0.5 * w * importance * error).mean()
+        sizes = getattr(weighting, "sizes", None)
+        error = squared_error(own, clean[mine], logsnr[mine], eps[mine], given, sizes)  # pyright: ignore
+    met, w = state.shared.whole(error, size), weighting(logsnr).to(error)
+    weighted = over_kinds(w * met)
+    loss = (0.5 * importance * weighted).mean()
     if not torch.isfinite(loss):
-        bad = logsnr[~torch.isfinite(error)]
+        bad = logsnr[~torch.isfinite(weighted)]
         where = f"logsnr {bad.min():.3g} to {bad.max():.3g}" if len(bad) else "every logsnr"
         raise FloatingPointError(
             f"the loss of step {step} is {loss.item()}, at {where}; the last checkpoint is kept: "
@@ -173,7 +186,8 @@ def _step(
         fall = 0.5 * (1 + np.cos(np.pi * t))
         group["lr"] = settings["rate"] * float(min(1.0, (step + 1) / rise) * fall)
     state.optimizer.zero_grad()
-    loss.backward()
+    (0.5 * importance[mine] * over_kinds(w[mine] * error)).sum().div(size).backward()
+    state.shared.add(own.parameters())
     nn.utils.clip_grad_norm_(own.parameters(), settings["clip"])
     state.optimizer.step()
     keep = min(settings["average"], (1 + step) / (10 + step))
@@ -183,10 +197,25 @@ def _step(
         for mine, now in zip(state.modules["average"].buffers(), own.buffers(), strict=True):
             mine.copy_(now)
     if isinstance(schedule, AdaptiveSchedule):
-        schedule.update(logsnr, w * error)
+        schedule.update(logsnr, weighted)
     if hasattr(weighting, "update"):
-        weighting.update(logsnr, error.detach())  # pyright: ignore
+        weighting.update(logsnr, met)  # pyright: ignore
     state.losses.append(loss.item())
+
+
+def find_device(device: str) -> str:
+    """``cuda`` if there is one, for ``auto``.
+
+    Raises:
+        ValueError: ``cuda`` where there is none.
+
+    >>> find_device("cpu")
+    'cpu'
+    """
+    there = torch.cuda.is_available()
+    if device == "cuda" and not there:
+        raise ValueError("device is 'cuda', and torch finds none here: 'auto' takes what there is")
+    return ("cuda" if there else "cpu") if device == "auto" else device
 
 
 def check_images(x: Tensor) -> None:

@@ -36,7 +36,7 @@ def test_number_of_files():
     number = {name: len(datasets.card(name).files) for name in datasets.cards()}
     assert number["geirhos2018-degraded-objects"] == 88
     assert number["geirhos2021-shape-texture"] == 42
-    assert sum(number.values()) == 176
+    assert sum(number.values()) == 177
 
 
 @pytest.mark.parametrize(

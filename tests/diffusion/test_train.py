@@ -207,6 +207,10 @@ def test_examples_that_are_no_images_are_refused(x, message):
         train(small(), x, **RUN, steps=1)
 
 
+def half_as_large(x, generator):
+    return 0.5 * x
+
+
 def test_a_broken_or_foreign_checkpoint_is_named(tmp_path):
     path = tmp_path / "checkpoint.safetensors"
     train(small(), X, **RUN, steps=4, folder=tmp_path)
@@ -214,6 +218,8 @@ def test_a_broken_or_foreign_checkpoint_is_named(tmp_path):
         train(small(), X, **RUN, steps=4, folder=tmp_path, rate=0.1)
     with pytest.raises(ValueError, match="is of another run: its recipe"):
         train(small(), X, **{**RUN, "weighting": nd.weighting("elbo")}, steps=4, folder=tmp_path)
+    with pytest.raises(ValueError, match=r"run: its prepare is None, got half_as_large; name"):
+        train(small(), X, **RUN, steps=4, folder=tmp_path, prepare=half_as_large)
     wider = NetworkDenoiser(MLP((3,), 32, 2), "v")
     with pytest.raises(ValueError, match="is of another run: its model"):
         train(wider, X, **RUN, steps=4, folder=tmp_path)
