@@ -101,7 +101,7 @@ sys.exit(cli.main())
     ("tokens", "message"),
     [
         (["digit"], "did you mean digits"),
-        (["roitman2002-monkey-rdm"], "has no variable 'image'"),
+        (["grasshopper-receptor/1"], "has no variable 'image'"),
         (["none.npz"], "none.npz: there is no such file"),
         (["own.npz", "--recipe", "edn"], "unknown recipe 'edn'; did you mean 'edm'"),
         (["own.npz", "--weighting", "sigmoids"], "did you mean 'sigmoid'"),
