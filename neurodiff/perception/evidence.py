@@ -20,6 +20,8 @@ import contextlib
 import hashlib
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import Executor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,6 +51,7 @@ def evidence(
     batch: int = 512,
     path: Path | None = None,
     device: str = "cpu",
+    executor: Executor | None = None,
 ) -> xr.Dataset:
     """The error of denoising each stimulus as each label, at each logsnr.
 
@@ -64,6 +67,7 @@ def evidence(
         path: a netCDF file. What is done lies beside it, in parts, and a run that was stopped goes
             on from there; a file that is there is read.
         device: where the denoiser runs.
+        executor: where parts are made side by side; in this process by default.
 
     Returns:
         ``error`` and its standard error ``se`` (stimulus, label, logsnr), NaN above a stimulus's
@@ -90,18 +94,17 @@ def evidence(
     wanted = _hash(denoiser, stimuli, own, labels, logsnr, pairs, seed)
     if path is not None and path.exists():
         return _read(path, wanted)
+    denoiser = denoiser.eval()
+    coords = {"label": list(labels), "logsnr": logsnr.numpy()}
     home = contextlib.nullcontext(None) if path is not None else tempfile.TemporaryDirectory()
     with home as aside, progress(len(stimuli), "evidence") as advance:
         folder = Path(aside) if path is None else path.with_suffix(".parts")  # pyright: ignore
+        parts = torch.arange(len(stimuli)).split(_PART)
+        looks = (_Look(some, stimuli[some], own[some], at[some], width[some]) for some in parts)
+        make = partial(_make, denoiser, coords, pairs, seed, batch, device, folder, wanted)
         files = []
-        for some in torch.arange(len(stimuli)).split(_PART):
-            files.append(folder / f"{int(some[0]):08d}-{wanted[:12]}.nc")
-            if not files[-1].exists():
-                look = _Look(stimuli[some], own[some], at[some], width[some] > 0)
-                noise = _noise(some, look, pairs, seed)
-                errors = _errors(denoiser.to(device).eval(), look, noise, labels, batch, device)
-                coords = {"stimulus": some.numpy(), "label": list(labels), "logsnr": logsnr.numpy()}
-                _write(_table(errors, width[some], coords, wanted), files[-1])
+        for file, some in zip((executor or _Here).map(make, looks), parts, strict=True):
+            files.append(file)
             advance(len(some))
         whole = xr.concat([_read(file, wanted) for file in files], "stimulus")
         if path is not None:
@@ -112,13 +115,33 @@ def evidence(
     return whole
 
 
-class _Look(NamedTuple):
-    """Stimuli, their own logsnr, where each is looked at, and whether it is at all."""
+class _Here:
+    """This process, as an executor."""
 
+    map = staticmethod(map)
+
+
+class _Look(NamedTuple):
+    """Some of the stimuli: their places, their own logsnr, and where each is looked at."""
+
+    some: Tensor  # (stimulus,)
     stimuli: Tensor  # (stimulus, *event)
     own: Tensor  # (stimulus,)
     at: Tensor  # (stimulus, logsnr)
-    there: Tensor  # (stimulus, logsnr)
+    width: Tensor  # (stimulus, logsnr), 0 where it is not looked at
+
+
+def _make(
+    denoiser: Denoiser, coords: dict, pairs: int, seed: int, batch: int, device: str,
+    folder: Path, digest: str, look: _Look,
+) -> Path:  # fmt: skip
+    """One part of a table: the file that holds it, made unless it is there."""
+    file = folder / f"{int(look.some[0]):08d}-{digest[:12]}.nc"
+    if not file.exists():
+        noise = _noise(look, pairs, seed)
+        errors = _errors(denoiser.to(device), look, noise, coords["label"], batch, device)
+        _write(_table(errors, look, coords, digest), file)
+    return file
 
 
 def _cells(logsnr: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
@@ -152,11 +175,11 @@ def _refuse_noise(stimuli: Tensor, own: Tensor) -> None:
         raise ValueError("got NaN or infinite pixels, or a NaN stimulus_logsnr; wanted numbers")
 
 
-def _noise(some: Tensor, look: _Look, pairs: int, seed: int) -> Tensor:
+def _noise(look: _Look, pairs: int, seed: int) -> Tensor:
     """(stimulus, logsnr, pair, *event), of each stimulus by its place alone."""
     x, levels = look.stimuli, look.at.shape[1]
     made = []
-    for i in some.tolist():
+    for i in look.some.tolist():
         g = torch.Generator().manual_seed(1_000_003 * seed + i)
         made.append(torch.randn((levels, pairs, *x.shape[1:]), generator=g, dtype=x.dtype))
     return torch.stack(made)
@@ -169,7 +192,7 @@ def _errors(
     """The error by pair, mean over ε and −ε: (pair, stimulus, label, logsnr)."""
     pairs, many = noise.shape[2], torch.tensor(labels, device=device)
     found = noise.new_full((pairs, *look.at.shape, len(labels)), torch.nan)
-    where = look.there.expand(pairs, *look.at.shape).nonzero()
+    where = (look.width > 0).expand(pairs, *look.at.shape).nonzero()
     for pair, n, j in (c.unbind(1) for c in where.split(max(1, batch // (2 * len(labels))))):
         eps, y = noise[n, j, pair].to(device), look.stimuli[n].to(device)
         level, own = look.at[n, j].to(device), look.own[n].to(device)
@@ -189,16 +212,16 @@ def _errors(
     return found.mT
 
 
-def _table(errors: Tensor, width: Tensor, coords: dict, digest: str) -> xr.Dataset:
+def _table(errors: Tensor, look: _Look, coords: dict, digest: str) -> xr.Dataset:
     dims, pairs = ("stimulus", "label", "logsnr"), len(errors)
     se = errors.std(0) / pairs**0.5 if pairs > 1 else torch.full_like(errors[0], torch.nan)
     table = xr.Dataset(
         {
             "error": (dims, errors.mean(0).numpy(), {"units": "1", "long_name": "denoising error"}),
             "se": (dims, se.numpy(), {"units": "1", "long_name": "standard error of the error"}),
-            "width": (("stimulus", "logsnr"), width.numpy(), {"units": "nats"}),
+            "width": (("stimulus", "logsnr"), look.width.numpy(), {"units": "nats"}),
         },
-        coords,
+        {"stimulus": look.some.numpy(), **coords},
         {"of": digest, "pairs": pairs},
     )
     table["logsnr"].attrs["units"] = "nats"

@@ -8,6 +8,7 @@ import xarray as xr
 from neurodiff.diffusion.denoiser import ByLabel, Denoiser
 from neurodiff.diffusion.likelihood import denoising_error
 from neurodiff.diffusion.prior import Gaussian, GaussianMixture
+from neurodiff.inference.pool import workers
 from neurodiff.perception.evidence import evidence
 
 GRID = torch.linspace(-11.75, 7.75, 40, dtype=torch.float64)
@@ -122,6 +123,15 @@ def test_goes_on_where_it_was_stopped(tmp_path):
     xr.testing.assert_identical(
         evidence(Stops(ByLabel(one, other), 0), x, [0, 1], GRID[::8], path=path), whole
     )
+
+
+@pytest.mark.slow
+def test_workers_make_the_same_table(tmp_path):
+    one, other = (p.float() for p in two_classes())
+    given = (ByLabel(one, other), pictures(130).float(), [0, 1], GRID[::8].float())
+    with workers(2) as executor:
+        found = evidence(*given, path=tmp_path / "table.nc", executor=executor)
+    xr.testing.assert_identical(found, evidence(*given))
 
 
 def test_a_table_of_other_weights_is_refused(tmp_path):
