@@ -2,8 +2,9 @@
 
 A card (``datasets/<name>.toml``) states what was recorded, by whom, under which licence, how the
 stimulus maps to logsnr, and the address and SHA-256 of every file. A file is looked for in
-``$NEURODIFF_DATA/<name>/``, then in the Python package that ships it if there is one, then in the
-download cache, and then fetched. Wherever it comes from, its SHA-256 must be the card's.
+``$NEURODIFF_DATA/<name>/``, then beside its card, then in the Python package that ships it if there
+is one, then in the download cache, and then fetched. Wherever it comes from, its SHA-256 must be
+the card's.
 """
 
 import difflib
@@ -44,7 +45,7 @@ class Card:
 
     ``variables`` maps a name to its ``units`` and ``long_name``; ``attrs`` holds the numbers and
     texts that a loaded data set carries along; ``package`` is the Python package that ships the
-    files, and ``extra`` the extra that installs it.
+    files, and ``extra`` the extra that installs it. ``weights``: the file is a trained denoiser.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Card:
     attrs: dict[str, str | int | float] | None = None
     package: str = ""
     extra: str = ""
+    weights: bool = False
 
     def part_files(self, part: str) -> tuple[File, ...]:
         """The files of one part: those that name it, or all where the set has no parts."""
@@ -100,14 +102,15 @@ def card(name: str) -> Card:
 
 
 def load(name: str) -> xr.Dataset:
-    """Load a published data set, checked.
+    """Load a published data set, checked; or a trained denoiser, if that is what the card is of.
 
     Args:
         name: the name of a card, with ``/part`` where the data set has parts.
 
     Returns:
         One data set (see :mod:`neurodiff.data.schema`); its attributes hold the licence, citation,
-        doi and the hash of its content.
+        doi and the hash of its content. Of a card of weights a
+        :class:`~neurodiff.diffusion.denoiser.Denoiser`.
 
     Raises:
         DataError: unknown name or part, no loader yet, or files that are missing or altered.
@@ -117,6 +120,10 @@ def load(name: str) -> xr.Dataset:
     base, _, part = name.partition("/")
     found = card(base)
     _check_part(found, part)
+    if found.weights:
+        from neurodiff.diffusion.saved import load as denoiser
+
+        return denoiser(fetch(name)[0])  # pyright: ignore
     decoder = decode.DECODERS.get(base)
     if decoder is None:
         raise DataError(
@@ -184,6 +191,8 @@ def _fetch_file(found: Card, file: File) -> Path:
     mirror = os.environ.get(MIRROR)
     if mirror and (path := Path(mirror) / found.name / file.path).is_file():
         return _verify(path, file, f"the folder in ${MIRROR}")
+    if (path := _folder() / file.path).is_file():
+        return _verify(path, file, "beside its card")
     if found.package:
         return _verify(_packaged(found, file), file, f"the package {found.package}")
     return _download(found, file)

@@ -1,0 +1,320 @@
+# %% [markdown]
+# # Which weighting do people use when they name a photograph?
+#
+# CIFAR-10H: what some fifty people each called photographs of CIFAR-10's test set. The evidence is
+# that of the denoiser of analysis 12 (16×16 greys, where people saw 32×32 in colour), so what is
+# compared is ways to use the same evidence: named weightings and learned laws, averaged or stopped,
+# beside w fitted to the true labels with people's sensitivity, one noise level alone, noise levels
+# permuted, a blur in place of noise (the same denoiser's classes of the blurred photograph), and the
+# classifier with a temperature (elbo, its own place). Five folds over photographs;
+# nats a judgement, the log of the mean over posterior draws; standard errors over photographs.
+# Beside them stand predictions that know the true label, which the denoiser does not: these say how
+# far all of it is from people.
+#
+#     python analyses/13_what_people_call_photographs.py [--fit]
+#
+# Without `--fit` the figure is made from `results/13_*`. With it the tables of blurred photographs
+# are made (ten minutes on two cores; a run that was stopped goes on), and all is fitted.
+
+# %%
+import argparse
+import copy
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+import xarray as xr
+from scipy.ndimage import gaussian_filter
+
+import neurodiff as nd
+from neurodiff import panels
+from neurodiff.data.decode_images import grey16
+from neurodiff.diffusion.flexible import PiecewiseLinear
+from neurodiff.inference.fit import fitting
+from neurodiff.inference.join import join
+from neurodiff.inference.labels import attach
+from neurodiff.inference.pool import workers
+from neurodiff.inference.posterior import on_one_thread
+from neurodiff.inference.together import alone
+from neurodiff.perception.classify import (
+    AveragedEvidence,
+    FreeWeights,
+    OneLevel,
+    Placed,
+    StoppedEvidence,
+)
+from neurodiff.perception.controls import permute
+from neurodiff.perception.evidence import evidence
+
+HERE = Path(__file__).parent
+RESULTS, FIGURES = HERE / "results", HERE.parent / "paper" / "figures"
+RUNS = HERE.parent / "runs" / "cifar10-grey16"
+FOLDS, DRAWS = 5, 100
+BLURS = (0.5, 1.0, 2.0)  # standard deviations, pixels of the 16×16
+GRID = torch.linspace(-6.0, 9.0, 16, dtype=torch.float32)  # as in analysis 12
+
+
+# %%
+def people():
+    """Counts of what the judged photographs were called, their true class, and the evidence."""
+    table = xr.load_dataset(RESULTS / "12_evidence.nc", engine="h5netcdf")
+    data = nd.load("cifar10h").isel(stimulus=table["stimulus"].values)
+    return table, data["choices"].values.astype(int), data["label"].values
+
+
+def blurred(count):
+    """The evidence of the same photographs, blurred by each width, at every second noise level."""
+    x = pictures("cifar10h")[0][:count]
+    for width in BLURS:
+        soft = torch.from_numpy(gaussian_filter(x.numpy(), (0, 0, width, width), mode="nearest"))
+        yield evidence(
+            nd.load("cifar10-grey16"), soft, range(10), GRID[::2], pairs=1, seed=1,
+            path=RUNS / f"blurred-{width:g}.nc", executor=POOL,
+        )  # fmt: skip
+
+
+def pictures(name):
+    """Grey 16×16 in [-1, 1], and classes."""
+    found = nd.load(name)
+    x = torch.from_numpy(grey16(found["image"].values))[:, None]
+    return 2 * (x.float() + 0.5) / 256 - 1, found["label"].values
+
+
+def trials(counts, some):
+    """A row for every judgement of some of the photographs."""
+    image, label = np.nonzero(counts * some[:, None])
+    many = counts[image, label]
+    return xr.Dataset({
+        "shown": ("trial", np.repeat(image, many) * 1.0),
+        "choice": ("trial", np.repeat(label, many) * 1.0),
+    })  # fmt: skip
+
+
+def laws():
+    return {
+        "logistic": nd.laws.Logistic(),
+        "normal": nd.laws.Normal(),
+        "gumbel-max": nd.laws.GumbelMax(),
+        "gumbel-min": nd.laws.GumbelMin(),
+        "law without a shape": PiecewiseLinear(torch.linspace(-6.5, 9.5, 9)),
+    }
+
+
+def hypotheses(table):
+    """Name, kind and model of every row that uses the evidence."""
+    logsnr = torch.tensor(table["logsnr"].values).double()
+    for name in ("elbo", "ddpm", "edm", "edm-monotonic", "sigmoid", "flow-matching", "clark-jaini"):
+        yield f"{name}, its own place", "averaged", _fixed(name, table)
+        if name not in ("elbo", "flow-matching"):
+            yield name, "averaged", AveragedEvidence(Placed(nd.weighting(name), free=True), table)
+    for name, law in laws().items():
+        w = nd.SurvivalWeighting(law)
+        yield name, "averaged", AveragedEvidence(w, table)
+        yield name, "stopped", StoppedEvidence(copy.deepcopy(w), table)
+    yield "no stop", "stopped", StoppedEvidence(nd.weighting("elbo"), table)
+    yield "free weights", "averaged", AveragedEvidence(FreeWeights(logsnr), table)
+    yield "one noise level", "averaged", AveragedEvidence(OneLevel(1.0), table)
+    shuffled = permute(attach(trials(np.ones((1, 1), int), np.ones(1)), table), seed=0)
+    w = nd.SurvivalWeighting(nd.laws.Logistic())
+    yield "logistic, levels permuted", "averaged", AveragedEvidence(w, shuffled)
+
+
+def _fixed(name, table):
+    model = AveragedEvidence(nd.weighting(name), table)
+    model.weighting.shift.requires_grad_(False)
+    return model
+
+
+def draws(model, data, seed=0):
+    """Posterior draws as parameters by name, a model in float64, and k̂."""
+    bound = join(model, data)
+    _, u, stats = alone(fitting(bound, nd.Laplace(draws=DRAWS, starts=3), seed))
+    return bound.posterior.model, bound.posterior.parameters.constrain(u.flatten(0, 1)), stats
+
+
+def predicted(model, values):
+    """Probability of each label for every photograph, the mean over draws."""
+    total = 0.0
+    with torch.no_grad():
+        for s in range(DRAWS):
+            for name, value in values.items():
+                model.get_parameter(name).data.copy_(value[s])
+            lapse = model.observer.lapse
+            total = total + lapse / model.observer.labels + (1 - lapse) * model.chosen()
+    return (total / DRAWS).numpy()
+
+
+def by_fold(count, predict):
+    """What each fold's training photographs predict for those that are held out."""
+    p, fold = np.empty((count, 10)), np.arange(count) % FOLDS
+    notes = []
+    for k in range(FOLDS):
+        some, note = predict(fold != k)
+        p[fold == k] = some[fold == k]
+        notes.append(note)
+    return p, notes
+
+
+def fitted(model, counts, some, labels=None):
+    """Predictions of a model fitted to people; with labels, its weighting is fitted to these."""
+    if labels is not None:
+        truth = np.eye(10, dtype=int)[labels]
+        _, values, _ = draws(model, trials(truth, some))
+        model = copy.deepcopy(model)
+        for name, parameter in model.named_parameters():
+            if name.startswith("weighting.") and name in values:
+                parameter.data.copy_(values[name].mean(0))
+                parameter.requires_grad_(False)
+    own, values, stats = draws(model, trials(counts, some))
+    note = {n.split(".")[-1]: v.mean(0).tolist() for n, v in values.items() if v.dim() == 1}
+    return predicted(own, values), note | {"k_hat": float(stats["k_hat"])}
+
+
+# %%
+def known(counts, labels):
+    """Predictions that know the true label, or the judgements of others."""
+    truth = np.eye(10)[labels]
+
+    def uniform(some):
+        wrong = 1 - (counts * truth)[some].sum() / counts[some].sum()
+        return (1 - wrong / 0.9) * truth + wrong / 9, {}
+
+    def confusions(some):
+        table = np.stack([counts[some & (labels == k)].sum(0) + 0.5 for k in range(10)])
+        return (table / table.sum(1, keepdims=True))[labels], {}
+
+    yield "true label and lapses", by_fold(len(counts), uniform)[0]
+    yield "confusions of the true class", by_fold(len(counts), confusions)[0]
+
+
+def halves(counts, seed=0):
+    """Half of the judges predict the other half: both ways, smoothed by the mean of all."""
+    rng = np.random.default_rng(seed)
+    first = np.stack([_half(row, rng) for row in counts])
+    return [
+        (a + 0.2 * 0.1) / (a.sum(1, keepdims=True) + 0.2) for a in (first, counts - first)
+    ], first
+
+
+def _half(row, rng):
+    each = rng.permutation(np.repeat(np.arange(10), row))[: row.sum() // 2]
+    return np.bincount(each, minlength=10)
+
+
+def scores(p, counts):
+    """Nats a judgement: of all, of those not for the top answer, of the most ambiguous tenth."""
+    log_p, n = np.log(np.clip(p, 1e-12, None)), counts.sum(1)
+    share = counts / n[:, None]
+    entropy = -(share * np.log(np.where(share > 0, share, 1))).sum(1)
+    unsure = entropy >= np.quantile(entropy, 0.9)
+    top = np.arange(len(n)), counts.argmax(1)
+    rest = counts.copy()
+    rest[top] = 0
+    given = log_p - np.log(np.clip(1 - p[top], 1e-12, None))[:, None]
+    for what, c, value in (
+        ("all", counts, log_p), ("not the top answer", rest, given),
+        ("most ambiguous tenth", counts * unsure[:, None], log_p),
+    ):  # fmt: skip
+        each, weight = -(c * value).sum(1), c.sum(1)
+        mean = each.sum() / weight.sum()
+        se = np.sqrt(((each - mean * weight) ** 2).sum()) / weight.sum()
+        yield what, mean, se, each, weight
+
+
+def softest(models, counts, some):
+    """Predictions at the blur that training photographs prefer."""
+    each = [fitted(model, counts, some) for model in models]
+    fit = [(counts * np.log(p))[some].sum() for p, _ in each]
+    p, note = each[int(np.argmax(fit))]
+    return p, note | {"blur": BLURS[int(np.argmax(fit))]}
+
+
+@on_one_thread
+def run():
+    table, counts, labels = people()
+    found, notes = {}, []
+    for name, p in known(counts, labels):
+        found[name, "label known"] = p
+    for name, kind, model in hypotheses(table):
+        p, each = by_fold(len(counts), lambda some, m=model: fitted(m, counts, some))
+        found[name, kind] = p
+        notes += [{"hypothesis": name, "kind": kind, "fold": k, **n} for k, n in enumerate(each)]
+        print(name, kind, round(next(scores(p, counts))[1], 4), flush=True)
+    soft = [AveragedEvidence(nd.weighting("elbo"), t) for t in blurred(len(counts))]
+    p, each = by_fold(len(counts), lambda some: softest(soft, counts, some))
+    found["a blur, elbo", "averaged"] = p
+    notes += [
+        {"hypothesis": "blur", "kind": "averaged", "fold": k, **n} for k, n in enumerate(each)
+    ]
+    for name, kind, model in [
+        ("logistic", "averaged", AveragedEvidence(nd.SurvivalWeighting(nd.laws.Logistic()), table)),
+        ("free weights", "averaged",
+         AveragedEvidence(FreeWeights(torch.tensor(table["logsnr"].values).double()), table)),
+        ("logistic", "stopped", StoppedEvidence(nd.SurvivalWeighting(nd.laws.Logistic()), table)),
+    ]:  # fmt: skip
+        p, each = by_fold(len(counts), lambda some, m=model: fitted(m, counts, some, labels))
+        found[f"{name}, fitted to labels", kind] = p
+        notes += [
+            {"hypothesis": f"{name}, fitted to labels", "kind": kind, "fold": k, **n}
+            for k, n in enumerate(each)
+        ]
+    save(found, notes, counts)
+
+
+def save(found, notes, counts):
+    """Scores of every row, and differences to the best law, paired over photographs."""
+    all_scores = {key: list(scores(p, counts)) for key, p in found.items()}
+    own = {k: s[0][1] for k, s in all_scores.items() if "law" in k[0] or k[0] in laws()}
+    best = min(own, key=own.get)
+    rows = []
+    for (name, kind), three in all_scores.items():
+        for (what, mean, se, each, weight), rival in zip(three, all_scores[best], strict=True):
+            off = each - rival[3]
+            gap = off.sum() / weight.sum()
+            paired = np.sqrt(((off - gap * weight) ** 2).sum()) / weight.sum()
+            rows.append({"hypothesis": name, "kind": kind, "of": what, "nats": mean, "se": se,
+                         "above_best": gap, "paired_se": paired})  # fmt: skip
+    (one, two), first = halves(counts)
+    both = [list(scores(one, counts - first)), list(scores(two, first))]
+    for i, what in enumerate(("all", "not the top answer", "most ambiguous tenth")):
+        rows.append({"hypothesis": "the other half of the judges", "kind": "label known",
+                     "of": what, "nats": (both[0][i][1] + both[1][i][1]) / 2,
+                     "se": (both[0][i][2] + both[1][i][2]) / 2})  # fmt: skip
+    pd.DataFrame(rows).to_csv(RESULTS / "13_people.csv", index=False, float_format="%.4f")
+    pd.DataFrame(notes).to_csv(RESULTS / "13_parameters.csv", index=False, float_format="%.4g")
+
+
+# %%
+COLOURS = {"averaged": panels.BLUE, "stopped": panels.ORANGE, "label known": "black"}
+
+
+def figure():
+    """Nats a judgement of every row, of all judgements and of those not for the top answer."""
+    table = pd.read_csv(RESULTS / "13_people.csv")
+    plt.style.use(nd.plot.STYLE)
+    order = table[table["of"] == "all"].sort_values("nats", ascending=False)
+    keys = list(zip(order["hypothesis"], order["kind"], strict=True))
+    fig, axes = plt.subplots(1, 2, figsize=(7.2, 4.2), sharey=True, layout="constrained")
+    for ax, what in zip(axes, ("all", "not the top answer"), strict=True):
+        mine = table[table["of"] == what].set_index(["hypothesis", "kind"]).loc[keys]
+        for i, ((_, kind), row) in enumerate(mine.iterrows()):
+            ax.errorbar(row["nats"], i, xerr=row["se"], fmt="o", ms=3, lw=0.8, color=COLOURS[kind])
+        ax.set(xlabel=f"nats a judgement, {what}")
+    axes[0].set_xscale("log")
+    axes[0].set_yticks(range(len(keys)), [name for name, _ in keys], fontsize=6)
+    for kind, colour in COLOURS.items():
+        axes[1].plot([], [], "o", ms=3, color=colour, label=kind)
+    axes[1].legend(frameon=False)
+    for kind in ("png", "pdf"):
+        fig.savefig(FIGURES / f"13_people.{kind}", dpi=300)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="What people call photographs, and by which w")
+    parser.add_argument("--fit", action="store_true", help="fit anew")
+    if parser.parse_args().fit:
+        with workers(2) as POOL:
+            run()
+    figure()
