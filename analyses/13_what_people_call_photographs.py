@@ -5,7 +5,7 @@
 # that of the denoiser of analysis 12 (16×16 greys, where people saw 32×32 in colour), so what is
 # compared is ways to use the same evidence: named weightings and learned laws, averaged or stopped,
 # beside w fitted to the true labels with people's sensitivity, one noise level alone, noise levels
-# permuted, a blur in place of noise (the same denoiser's classes of the blurred photograph), and the
+# permuted, a blur in place of noise (the same denoiser, shown the blurred photograph), and the
 # classifier with a temperature (elbo, its own place). Five folds over photographs;
 # nats a judgement, the log of the mean over posterior draws; standard errors over photographs.
 # Beside them stand predictions that know the true label, which the denoiser does not: these say how
