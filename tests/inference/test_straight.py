@@ -1,6 +1,7 @@
 """Coordinates that straighten a ridge: volume, round trips, and draws against quadrature."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from neurodiff.diffusion import laws
 from neurodiff.inference.calibration import at_truths, calibrate, design_of, recovery
 from neurodiff.inference.importance import importance_draws
 from neurodiff.inference.laplace import find_modes, nearest_root
+from neurodiff.inference.shared import Shared
+from neurodiff.inference.stages import Population
 from neurodiff.inference.straight import Straight, straightened
 from neurodiff.perception.drifts import Power
 from neurodiff.perception.timed import SnrStop, TimeStop
@@ -122,6 +125,23 @@ def test_draws_follow_a_ridge_to_its_ends():
     # of 1,700 draws a mean errs by 0.024 s.d., an s.d. by 0.017 of itself
     assert ((got - mean).abs() / sd).max() < 4 * 0.024
     assert ((weight @ (u - got).square()).sqrt() / sd - 1).abs().max() < 4 * 0.017
+
+
+def test_folds_and_populations_go_the_same_way():
+    """The evidence of a problem as folds weigh it, and under the mixture of a hierarchy."""
+    data = narrow()
+    modes = find_modes(data, data.parameters.start()[None])
+    alone = importance_draws(data, modes, 2000, toys.generator()).log_evidence.item()
+    shared = Shared(data, modes, toys.generator())
+    shared.about(data.mask, 2000)
+    # of 1,700 effective draws the log of a mean errs by 0.02
+    assert shared.weigh(data.mask)[2].item() == pytest.approx(alone, abs=0.1)
+    population = Population(data.parameters.sites, modes.u, 0.5 + 0 * modes.u)
+    same = replace(data, parameters=population)
+    moved, there = straightened(same, modes)
+    v = there.u + torch.randn(1, 50, 4, generator=toys.generator()) @ there.factor.mT
+    u = moved.parameters.bent(v)
+    torch.testing.assert_close(moved.parameters.draws_log_prior(v), population.draws_log_prior(u))
 
 
 def test_the_curvature_of_a_mode_is_that_of_the_mode():
