@@ -73,56 +73,11 @@ def _parted(ratio: Tensor, total: Tensor, power: float) -> tuple[Tensor, Tensor]
     return tuple(total + logsigmoid(s * power * ratio) / power for s in (1, -1))  # pyright: ignore
 
 
-class TimeStop(Reaction):
-    r"""Stop at a time that does not depend on the evidence, and answer by its sign.
-
-    Args:
-        drift: What moves the evidence.
-        law: Of log T, T in seconds; its loc has the prior Normal(log 0.5, 1) and its scale
-            LogNormal(log 0.3, 0.7).
-        horizon: Seconds after which no answer is taken.
-        steps: Time steps up to the horizon.
-        delay: Mean of the time not spent deciding, seconds.
-        jitter: Its s.d. over trials.
-        start: Evidence at time 0, in units of the noise of one second: Normal(0, 0.5); None for 0.
-        lapse: Share of trials that guess.
-
-    >>> from neurodiff.diffusion.laws import Logistic
-    >>> model = TimeStop(Power(), Logistic(-0.7, 0.3), horizon=2.0)
-    >>> trials = {"strength": torch.tensor([0.1, 0.1]), "choice_known": torch.ones(2)}
-    >>> model(trials).log_prob(torch.tensor([0.8, -0.8])).diff() < 0
-    tensor([True])
-    """
+class OnClock:
+    """A law of log seconds, after which a delay comes: of both the times show the sum."""
 
     law: Law
-    edges: Tensor
-    inside: Tensor
-    start: nn.Parameter | None
     ridges = "delay", "jitter", "law.loc", "law.scale"  # the posterior bends about these
-    constraints: ClassVar[dict[str, Constraint]] = Reaction.constraints | {
-        "start": constraints.real
-    }
-
-    def __init__(
-        self,
-        drift: nn.Module,
-        law: Law,
-        horizon: float,
-        steps: int = 100,
-        *,
-        delay: float = 0.3,
-        jitter: float = 0.05,
-        start: float | None = None,
-        lapse: float = 0.01,
-    ) -> None:
-        parts = {"drift": drift, "law": law}
-        super().__init__(parts, horizon, steps, delay, jitter, lapse, start=start)
-        self.priors |= {"start": Normal(0.0, 0.5)}
-        # cells of time about dt, 2 dt, …, the first of them halved again and again
-        first = 1.5 * self.time[0] * 0.5 ** torch.arange(_HALVINGS, -1, -1)
-        self.register_buffer("edges", torch.cat([first, self.time[1:] + 0.5 * self.time[0]]))
-        low = torch.cat([0.5 * first[:1], first[:-1]])
-        self.register_buffer("inside", torch.cat([(low * first).sqrt(), self.time[1:]]))
 
     def centre(self, trials: dict[str, Tensor]) -> dict[str, Distribution]:
         """Default priors of the law, which is one of log seconds."""
@@ -156,6 +111,57 @@ class TimeStop(Reaction):
         delay, loc = _parted(delay, loc, 1.0)
         jitter, scale = _parted(jitter, scale, 2.0)
         return dict(zip(self.ridges, (delay, jitter, loc, scale - loc), strict=True))
+
+
+class TimeStop(OnClock, Reaction):
+    r"""Stop at a time that does not depend on the evidence, and answer by its sign.
+
+    Args:
+        drift: What moves the evidence.
+        law: Of log T, T in seconds; its loc has the prior Normal(log 0.5, 1) and its scale
+            LogNormal(log 0.3, 0.7).
+        horizon: Seconds after which no answer is taken.
+        steps: Time steps up to the horizon.
+        delay: Mean of the time not spent deciding, seconds.
+        jitter: Its s.d. over trials.
+        start: Evidence at time 0, in units of the noise of one second: Normal(0, 0.5); None for 0.
+        lapse: Share of trials that guess.
+
+    >>> from neurodiff.diffusion.laws import Logistic
+    >>> model = TimeStop(Power(), Logistic(-0.7, 0.3), horizon=2.0)
+    >>> trials = {"strength": torch.tensor([0.1, 0.1]), "choice_known": torch.ones(2)}
+    >>> model(trials).log_prob(torch.tensor([0.8, -0.8])).diff() < 0
+    tensor([True])
+    """
+
+    law: Law
+    edges: Tensor
+    inside: Tensor
+    start: nn.Parameter | None
+    constraints: ClassVar[dict[str, Constraint]] = Reaction.constraints | {
+        "start": constraints.real
+    }
+
+    def __init__(
+        self,
+        drift: nn.Module,
+        law: Law,
+        horizon: float,
+        steps: int = 100,
+        *,
+        delay: float = 0.3,
+        jitter: float = 0.05,
+        start: float | None = None,
+        lapse: float = 0.01,
+    ) -> None:
+        parts = {"drift": drift, "law": law}
+        super().__init__(parts, horizon, steps, delay, jitter, lapse, start=start)
+        self.priors |= {"start": Normal(0.0, 0.5)}
+        # cells of time about dt, 2 dt, …, the first of them halved again and again
+        first = 1.5 * self.time[0] * 0.5 ** torch.arange(_HALVINGS, -1, -1)
+        self.register_buffer("edges", torch.cat([first, self.time[1:] + 0.5 * self.time[0]]))
+        low = torch.cat([0.5 * first[:1], first[:-1]])
+        self.register_buffer("inside", torch.cat([(low * first).sqrt(), self.time[1:]]))
 
     def _clock(
         self, moved: Steady | Path, values: dict[str, Tensor], stimulus: dict[str, Tensor]

@@ -17,6 +17,8 @@ from neurodiff.inference.laplace import find_modes, nearest_root
 from neurodiff.inference.shared import Shared
 from neurodiff.inference.stages import Population
 from neurodiff.inference.straight import Straight, straightened
+from neurodiff.perception.bounds import Constant
+from neurodiff.perception.deadline import DeadlineMixture
 from neurodiff.perception.drifts import Power
 from neurodiff.perception.timed import SnrStop, TimeStop
 
@@ -32,8 +34,14 @@ def design(repeats=30):
     return xr.Dataset({name: ("trial", values) for name, values in columns.items()})
 
 
-def test_the_way_there_and_back_keeps_points_and_volume():
-    joint = design_of(clock(), design())
+def beside():
+    law = laws.Normal(-0.5, 0.3)
+    return DeadlineMixture(Power(8.0), Constant(), law, 1.6, 40, start=0.0).double()
+
+
+@pytest.mark.parametrize("model", [clock, beside])
+def test_the_way_there_and_back_keeps_points_and_volume(model):
+    joint = design_of(model(), design())
     own = Straight(joint.parameters, joint.model)
     torch.manual_seed(0)
     u = 3 * torch.randn(200, joint.size, dtype=torch.float64)
