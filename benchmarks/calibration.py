@@ -1,6 +1,6 @@
 """Calibration of every fitted model: 300 sets at truths from the prior, ranks and recovery.
 
-python benchmarks/calibration.py [--sets 300] [--only NAME]     half an hour on a core
+python benchmarks/calibration.py [--sets 300] [--only NAME]     an hour and a half on a core
 
 Writes calibration.csv: rows of models that were run take the place of their old ones, others stay.
 """
@@ -19,11 +19,12 @@ import neurodiff as nd
 from neurodiff.inference.calibration import calibrate, recovery
 from neurodiff.perception import bounds
 from neurodiff.perception.bounded import Bounded
-from neurodiff.perception.drifts import Power
+from neurodiff.perception.deadline import DeadlineMixture
+from neurodiff.perception.drifts import Leak, Power
 from neurodiff.perception.frontend import InternalNoise
 from neurodiff.perception.ideal import Binary
 from neurodiff.perception.race import Race
-from neurodiff.perception.timed import TimeStop
+from neurodiff.perception.timed import SnrStop, TimeStop
 
 LEVELS = np.linspace(-5, 3, 9)
 
@@ -105,9 +106,20 @@ def models():
     clock = TimeStop(Power(), laws.Normal(), *span, start=0.0)
     soon = {"law.loc": Normal(np.log(0.5), 0.4), "drift.gain": gain}
     yield "choice and time, time stop", clock, decisions(30), soon
+    snr = SnrStop(Power(), laws.Normal(), *span, start=0.0)
+    seen = {"law.loc": Normal(-0.7, 0.7), "law.scale": LogNormal(np.log(0.5), 0.5)}
+    yield "choice and time, SNR stop", snr, decisions(30), seen | {"drift.gain": gain}
     race = Race(Power(), *span, start=0.0)
     run = {"height": height, "base": Normal(1.5, 1.0), "drift.gain": gain}
     yield "choice and time, race", race, decisions(30), run
+    # as often given up as carried through
+    either = DeadlineMixture(Power(), bounds.Constant(), laws.Normal(), *span, start=0.0)
+    late = reached | {"law.loc": Normal(np.log(0.6), 0.4)}
+    yield "choice and time, deadline beside a bound", either, decisions(30), late
+    leaky = Bounded(Leak(), bounds.Constant(), *span, start=0.0)
+    yield "choice and time, leak", leaky, decisions(30), reached | {"drift.leak": Normal(0.0, 1.5)}
+    weibull = Bounded(Power(), bounds.Weibull(), *span, start=0.0)
+    yield "choice and time, Weibull bound", weibull, decisions(30), reached
 
 
 def main():

@@ -9,7 +9,7 @@ and the Pareto k̂ of their tail says whether to trust the result: above 0.7 use
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -20,6 +20,7 @@ from neurodiff.inference.posterior import Posterior
 from neurodiff.inference.priors import Pooled
 from neurodiff.inference.proposals import Cloud, Prior, SplitT, systematic
 from neurodiff.inference.psis import smooth
+from neurodiff.inference.straight import straightened
 from neurodiff.inference.streams import Source, some
 
 SMALL = 12  # parameters up to which the prior and clouds of draws are worth proposing from
@@ -133,7 +134,8 @@ def importance_draws(posterior: Posterior, modes: Modes, draws: int, source: Sou
 
     With at most twelve parameters some draws come from the prior, and problems whose k̂ exceeds 0.5
     get clouds about their draws so far. In more dimensions neither would help: a second t₇ moves to
-    the mean of the first draws, and again where k̂ exceeds 0.7.
+    the mean of the first draws, and again where k̂ exceeds 0.7. Ridges that a model knows of are
+    drawn along in coordinates that straighten them (:mod:`~neurodiff.inference.straight`).
 
     Args:
         posterior: The problems.
@@ -142,6 +144,10 @@ def importance_draws(posterior: Posterior, modes: Modes, draws: int, source: Sou
             further move.
         source: Of randomness, on the CPU.
     """
+    by_v, there = straightened(posterior, modes)
+    if by_v is not posterior:
+        found = importance_draws(by_v, there, draws, source)
+        return replace(found, u=by_v.parameters.bent(found.u))  # pyright: ignore
     mixture = _Mixture(posterior)
     around = SplitT.at(posterior, modes)
     small = isinstance(posterior.parameters, Pooled) and posterior.size <= SMALL

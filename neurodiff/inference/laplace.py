@@ -49,13 +49,23 @@ def _factor(hessian: Float[Tensor, "batch size size"]) -> tuple[Tensor, Tensor]:
     values, vectors = torch.linalg.eigh(-hessian)
     definite = (values > 1e-10 * values.amax(-1, keepdim=True).clamp_min(1e-300)).all(-1)
     scale = torch.where(values > 1e-8, values.clamp_min(1e-8).rsqrt(), torch.ones_like(values))
-    root = vectors * scale[..., None, :]
-    # of all L with this covariance, the one whose axes lie nearest to the parameters: what is
-    # skewed is a parameter, not an eigenvector
+    return nearest_root(vectors * scale[..., None, :]), definite
+
+
+def nearest_root(root: Float[Tensor, "batch size size"]) -> Float[Tensor, "batch size size"]:
+    """Of all L with the covariance L Lᵀ of one, that whose axes lie nearest to the parameters.
+
+    What is skewed is a parameter, not an eigenvector.
+
+    >>> turned = torch.tensor([[[0.0, 2.0], [1.0, 0.0]]])
+    >>> nearest_root(turned)
+    tensor([[[2., 0.],
+             [0., 1.]]])
+    """
     sd = root.square().sum(-1).sqrt()
     values, vectors = torch.linalg.eigh((root / sd[..., None]) @ (root / sd[..., None]).mT)
     root = (vectors * values.clamp_min(1e-12).sqrt()[..., None, :]) @ vectors.mT
-    return sd[..., None] * root, definite
+    return sd[..., None] * root
 
 
 def find_modes(
@@ -75,12 +85,14 @@ def find_modes(
         return -posterior.log_prob(u)
 
     found = minimise(negative, start, inverse, tolerance=1e-2)
+    factor, definite = _factor(posterior.hessian(found.u))
     for again in range(_ROUNDS):
         # with the exact Hessian at hand a few more steps bring the decrement to rounding, unless
         # they lead to where it is another
-        factor, definite = _factor(posterior.hessian(found.u))
         inverse, tolerance = factor @ factor.mT, _TOLERANCE * 1e-1
         found = minimise(negative, found.u, inverse, tolerance=tolerance, steps=30)
+        # on a ridge those steps are enough to change an s.d. by half: what is returned is here
+        factor, definite = _factor(posterior.hessian(found.u))
         if bool((found.decrement < _TOLERANCE).all()) and (again or bool(definite.all())):
             break
     return _modes(found, factor, definite)

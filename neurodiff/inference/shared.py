@@ -23,6 +23,7 @@ from neurodiff.inference.optimise import minimise
 from neurodiff.inference.posterior import Posterior
 from neurodiff.inference.proposals import Cloud, Prior, SplitT
 from neurodiff.inference.psis import smooth
+from neurodiff.inference.straight import straightened
 
 _NEAR = 1e-2  # nats from the mode at which a proposal is centred
 
@@ -36,7 +37,7 @@ class Shared:
         generator: Source of randomness, on the CPU.
 
     Attributes:
-        u: Draws so far.
+        u: Draws so far, in coordinates in which ridges that the model knows of are straight.
         by_unit: Log likelihood of each unit at each.
     """
 
@@ -44,6 +45,7 @@ class Shared:
     by_unit: Float[Tensor, "draw unit"]
 
     def __init__(self, posterior: Posterior, modes: Modes, generator: torch.Generator) -> None:
+        posterior, modes = straightened(posterior, modes)
         self.posterior, self.modes, self.generator = posterior, modes, generator
         self.small = posterior.size <= SMALL
         self.widths = SplitT.at(posterior, modes).widths

@@ -17,7 +17,6 @@ density times the factor's distance from there.
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.distributions import Distribution
 from torch.func import functional_call
 
 from neurodiff.diffusion.law import Law
@@ -26,11 +25,11 @@ from neurodiff.perception.bounds import Bound
 from neurodiff.perception.drifts import Steady, position
 from neurodiff.perception.first_passage import survival
 from neurodiff.perception.reaction import part
-from neurodiff.perception.timed import normal_cdf, places
+from neurodiff.perception.timed import OnClock, normal_cdf
 from neurodiff.perception.volterra import Path, decayed
 
 
-class DeadlineMixture(Bounded):
+class DeadlineMixture(OnClock, Bounded):
     """Stop at a bound, or at a time that does not depend on the evidence, whichever comes first.
 
     Args:
@@ -90,10 +89,6 @@ class DeadlineMixture(Bounded):
         there = remaining(passed, b, moved, self.time, x)
         each = passed * still + there * given_up[..., None, :, None]
         return (each * weight[:, None, None]).sum(-3)
-
-    def centre(self, trials: dict[str, Tensor]) -> dict[str, Distribution]:
-        """Default priors of the law, which is one of log seconds."""
-        return places(self.law)
 
 
 def remaining(

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, LogNormal, Normal, constraints
 from torch.distributions.constraints import Constraint
 from torch.func import functional_call
+from torch.nn.functional import logsigmoid
 
 from neurodiff.diffusion.law import Law, LocationScale
 from neurodiff.perception.drifts import Power, Steady, position
@@ -62,7 +63,57 @@ def normal_cdf(z: Tensor) -> Tensor:
     return 0.5 * torch.erfc(-math.sqrt(0.5) * z)
 
 
-class TimeStop(Reaction):
+def _summed(x: Tensor, y: Tensor, power: float) -> tuple[Tensor, Tensor]:
+    """Log ratio and log sum, x - y and log(e^{px} + e^{py})/p: a map of determinant one."""
+    return x - y, torch.logaddexp(power * x, power * y) / power
+
+
+def _parted(ratio: Tensor, total: Tensor, power: float) -> tuple[Tensor, Tensor]:
+    """The x and y of a ratio and a sum."""
+    return tuple(total + logsigmoid(s * power * ratio) / power for s in (1, -1))  # pyright: ignore
+
+
+class OnClock:
+    """A law of log seconds, after which a delay comes: of both the times show the sum."""
+
+    law: Law
+    ridges = "delay", "jitter", "law.loc", "law.scale"  # the posterior bends about these
+
+    def centre(self, trials: dict[str, Tensor]) -> dict[str, Distribution]:
+        """Default priors of the law, which is one of log seconds."""
+        return places(self.law)
+
+    def straight(self, u: dict[str, Tensor]) -> dict[str, Tensor]:
+        r"""Sums that the times show, and ratios that they hardly do, by their logarithms.
+
+        .. math:: \text{delay} + e^{\text{loc}}, \qquad
+            \text{jitter}^2 + (\text{scale}\, e^{\text{loc}})^2
+
+        about the median of the reaction times and their variance.
+
+        Args:
+            u: Logarithms of delay, jitter (above its least) and scale, and the loc.
+
+        >>> from neurodiff.diffusion.laws import Logistic
+        >>> model = TimeStop(Power(), Logistic(), horizon=2.0)
+        >>> v = model.straight(dict.fromkeys(model.ridges, torch.tensor(0.0)))
+        >>> v["law.loc"].exp(), model.bent(v)["law.loc"]
+        (tensor(2.), tensor(0.))
+        """
+        delay, jitter, loc, scale = (u[name] for name in self.ridges)
+        delay, loc = _summed(delay, loc, 1.0)
+        jitter, scale = _summed(jitter, scale + u["law.loc"], 2.0)
+        return dict(zip(self.ridges, (delay, jitter, loc, scale), strict=True))
+
+    def bent(self, v: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What :meth:`straight` was given."""
+        delay, jitter, loc, scale = (v[name] for name in self.ridges)
+        delay, loc = _parted(delay, loc, 1.0)
+        jitter, scale = _parted(jitter, scale, 2.0)
+        return dict(zip(self.ridges, (delay, jitter, loc, scale - loc), strict=True))
+
+
+class TimeStop(OnClock, Reaction):
     r"""Stop at a time that does not depend on the evidence, and answer by its sign.
 
     Args:
@@ -111,10 +162,6 @@ class TimeStop(Reaction):
         self.register_buffer("edges", torch.cat([first, self.time[1:] + 0.5 * self.time[0]]))
         low = torch.cat([0.5 * first[:1], first[:-1]])
         self.register_buffer("inside", torch.cat([(low * first).sqrt(), self.time[1:]]))
-
-    def centre(self, trials: dict[str, Tensor]) -> dict[str, Distribution]:
-        """Default priors of the law, which is one of log seconds."""
-        return places(self.law)
 
     def _clock(
         self, moved: Steady | Path, values: dict[str, Tensor], stimulus: dict[str, Tensor]
@@ -171,6 +218,8 @@ class SnrStop(TimeStop):
                 "give Power(spread=None)"
             )
         super().__init__(drift, law, horizon, steps, **nuisances)  # pyright: ignore
+
+    ridges = ()  # of the law's place accuracy says more than time does
 
     def centre(self, trials: dict[str, Tensor]) -> dict[str, Distribution]:
         """Default prior of the law's place, where the ideal observer is between 0.6 and 1 right."""
