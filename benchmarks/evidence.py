@@ -3,8 +3,8 @@
 python benchmarks/evidence.py     two minutes on a quiet core
 
 Tables: the same forward passes bare and by ``evidence``, in turns, one thread; peaks of memory are
-of a process each, for few stimuli and for many. Fits: modes and curvature of a law (kinds b, c) on a
-table of 10,000 stimuli × 10 labels × 32 levels, 50 answers each. Writes evidence.csv.
+of a process each, for few stimuli and for many. Fits: modes and curvature of a law (kinds b, c) on
+a table of 10,000 stimuli × 10 labels × 32 levels, 50 answers each. Writes evidence.csv.
 """
 
 import argparse

@@ -18,6 +18,7 @@ exact denoiser, and a weighting or a stopping law says how an observer uses it
 
 import contextlib
 import hashlib
+import math
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import Executor
@@ -49,6 +50,7 @@ def evidence(
     pairs: int = 2,
     seed: int = 0,
     batch: int = 512,
+    lag: float = math.inf,
     path: Path | None = None,
     device: str = "cpu",
     executor: Executor | None = None,
@@ -64,6 +66,8 @@ def evidence(
         pairs: of noise, ε and −ε, at every level; the standard error needs at least 2.
         seed: the noise of a stimulus depends on it and on the stimulus's place alone.
         batch: pictures a call of the denoiser, which bounds the memory.
+        lag: nats by which a label may lie behind the best, in ½ Σ error, before it is looked at no
+            more: see :func:`safe_lag`. What is left out is filled with the error of the best label.
         path: a netCDF file. What is done lies beside it, in parts, and a run that was stopped goes
             on from there; a file that is there is read.
         device: where the denoiser runs.
@@ -91,7 +95,7 @@ def evidence(
     own = own.to(stimuli if stimuli.is_floating_point() else logsnr)
     at, width = _cells(logsnr.to(own), own)
     _refuse_noise(stimuli, own)
-    wanted = _hash(denoiser, stimuli, own, labels, logsnr, pairs, seed)
+    wanted = _hash(denoiser, stimuli, own, labels, logsnr, pairs, seed, lag)
     if path is not None and path.exists():
         return _read(path, wanted)
     denoiser = denoiser.eval()
@@ -101,7 +105,7 @@ def evidence(
         folder = Path(aside) if path is None else path.with_suffix(".parts")  # pyright: ignore
         parts = torch.arange(len(stimuli)).split(_PART)
         looks = (_Look(some, stimuli[some], own[some], at[some], width[some]) for some in parts)
-        make = partial(_make, denoiser, coords, pairs, seed, batch, device, folder, wanted)
+        make = partial(_make, denoiser, coords, pairs, seed, batch, lag, device, folder, wanted)
         files = []
         for file, some in zip((executor or _Here).map(make, looks), parts, strict=True):
             files.append(file)
@@ -132,16 +136,67 @@ class _Look(NamedTuple):
 
 
 def _make(
-    denoiser: Denoiser, coords: dict, pairs: int, seed: int, batch: int, device: str,
+    denoiser: Denoiser, coords: dict, pairs: int, seed: int, batch: int, lag: float, device: str,
     folder: Path, digest: str, look: _Look,
 ) -> Path:  # fmt: skip
     """One part of a table: the file that holds it, made unless it is there."""
     file = folder / f"{int(look.some[0]):08d}-{digest[:12]}.nc"
     if not file.exists():
-        noise = _noise(look, pairs, seed)
-        errors = _errors(denoiser.to(device), look, noise, coords["label"], batch, device)
-        _write(_table(errors, look, coords, digest), file)
+        noise, denoiser = _noise(look, pairs, seed), denoiser.to(device)
+        errors = look.stimuli.new_full((pairs, *look.at.shape, len(coords["label"])), torch.nan)
+        kept = torch.ones(len(look.some), len(coords["label"]), dtype=torch.bool)
+        for some in _quarters(look.at.shape[1]):
+            _errors(denoiser, look, noise, coords["label"], batch, device, some, kept, errors)
+            behind = _behind(errors.mean(0), look.width)
+            kept &= behind <= lag
+        _write(_table(errors.mT, look, coords, digest), file)
     return file
+
+
+def _quarters(levels: int) -> Sequence[Tensor]:
+    """The levels in order, in four parts, after each of which labels may be given up."""
+    return torch.arange(levels).chunk(4)
+
+
+def _behind(
+    error: Float[Tensor, "stimulus logsnr label"], width: Float[Tensor, "stimulus logsnr"]
+) -> Float[Tensor, "stimulus label"]:
+    """Nats by which each label lies behind the best, by what is known so far."""
+    cost = 0.5 * (width[..., None] * error).nan_to_num(0.0).sum(1)
+    return cost - cost.amin(1, keepdim=True)
+
+
+def safe_lag(pilot: xr.Dataset, risk: float = 0.01) -> float:
+    r"""The lag at which a label can be given up, so that the best is lost with probability ≤ risk.
+
+    .. math:: P\big(\max_j D_{k^*}(j) > τ\big) \le \text{risk}, \qquad
+        τ = D_{(\lceil (n + 1)(1 - \text{risk}) \rceil)}
+
+    with D the nats by which the label that wins in the end lies behind on the way, n stimuli of a
+    whole table and a new one, exchangeable with them (conformal prediction).
+
+    Args:
+        pilot: A table without a lag, of stimuli drawn like those that follow.
+        risk: That the label of the least error in the end is given up before.
+
+    Raises:
+        ValueError: If the pilot is too small to promise that.
+
+    References: Vovk, Gammerman & Shafer 2005.
+    """
+    n = pilot.sizes["stimulus"]
+    rank = math.ceil((n + 1) * (1 - risk))
+    if rank > n:
+        raise ValueError(
+            f"got a pilot of {n} stimuli, wanted at least {math.ceil(1 / risk) - 1} for a risk of "
+            f"{risk:g}"
+        )
+    error = torch.from_numpy(pilot["error"].transpose("stimulus", "logsnr", "label").values)
+    width = torch.from_numpy(pilot["width"].values)
+    done = [int(q[-1]) + 1 for q in _quarters(error.shape[1])]
+    lags = torch.stack([_behind(error[:, :j], width[:, :j]) for j in done])
+    best = lags[-1].argmin(1)
+    return float(lags[:, torch.arange(n), best].amax(0).sort().values[rank - 1])
 
 
 def _cells(logsnr: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
@@ -187,29 +242,32 @@ def _noise(look: _Look, pairs: int, seed: int) -> Tensor:
 
 @torch.no_grad()
 def _errors(
-    denoiser: Denoiser, look: _Look, noise: Tensor, labels: Sequence[int], batch: int, device: str
-) -> Tensor:
-    """The error by pair, mean over ε and −ε: (pair, stimulus, label, logsnr)."""
-    pairs, many = noise.shape[2], torch.tensor(labels, device=device)
-    found = noise.new_full((pairs, *look.at.shape, len(labels)), torch.nan)
-    where = (look.width > 0).expand(pairs, *look.at.shape).nonzero()
-    for pair, n, j in (c.unbind(1) for c in where.split(max(1, batch // (2 * len(labels))))):
+    denoiser: Denoiser, look: _Look, noise: Tensor, labels: Sequence[int], batch: int,
+    device: str, some: Tensor, kept: Tensor, errors: Tensor,
+) -> None:  # fmt: skip
+    """Fill in the error by pair, mean over ε and −ε, of the kept labels at some of the levels."""
+    pairs, known = noise.shape[2], torch.tensor(labels, device=device)
+    there = (look.width[:, some, None] > 0) & kept[:, None]
+    for pair, n, j, k in (
+        c.unbind(1) for c in there.expand(pairs, *there.shape).nonzero().split(max(1, batch // 2))
+    ):
+        j = some[j]
         eps, y = noise[n, j, pair].to(device), look.stimuli[n].to(device)
         level, own = look.at[n, j].to(device), look.own[n].to(device)
         eps, y = torch.cat([eps, -eps]), torch.cat([y, y])
         level, over = level.repeat(2), (level - own).exp().repeat(2)  # e^(λ − λ_s) is 1 − r
-        root = like((1 - over).sqrt(), y)
-        z = like(alpha(level), y) * y + like(sigma(level), y) * root * eps
-        each = [t.repeat_interleave(len(labels), 0) for t in (z, level, y, eps)]
-        estimate = denoiser(each[0], each[1], many.repeat(len(z)))
+        root = (1 - over).sqrt()
+        z = like(alpha(level), y) * y + like(sigma(level) * root, y) * eps
         # D = (α/σ)(y − x̂) is √r ε less than ε̂; where the picture is clean the error is |D|²
-        off = like((0.5 * each[1]).exp(), estimate) * (each[2] - estimate)
-        off, eps = off.flatten(1), each[3].flatten(1)
-        r, rest = (t.repeat_interleave(len(labels)) for t in (root.flatten(), over))
-        cross = eps.square().sum(1) + 2 / r * (eps * off).sum(1)
-        error = off.square().sum(1) - torch.where(rest > 0, rest * cross, 0.0)
-        found[pair, n, j] = error.reshape(2, -1, len(labels)).mean(0).to(found)
-    return found.mT
+        off = like((0.5 * level).exp(), y) * (y - denoiser(z, level, known[k.to(device)].repeat(2)))
+        off, eps = off.flatten(1), eps.flatten(1)
+        cross = eps.square().sum(1) + 2 / root * (eps * off).sum(1)
+        error = off.square().sum(1) - torch.where(over > 0, over * cross, 0.0)
+        errors[pair, n, j, k] = error.reshape(2, -1).mean(0).to(errors)
+    if not kept.all():  # what was given up stays as far behind as it was
+        best = errors[:, :, some].nan_to_num(torch.inf).amin(-1, keepdim=True)
+        fill = torch.isnan(errors[:, :, some]) & (look.width[:, some, None] > 0)
+        errors[:, :, some] = torch.where(fill, best, errors[:, :, some])
 
 
 def _table(errors: Tensor, look: _Look, coords: dict, digest: str) -> xr.Dataset:
@@ -228,7 +286,7 @@ def _table(errors: Tensor, look: _Look, coords: dict, digest: str) -> xr.Dataset
     return table
 
 
-def _hash(denoiser: Denoiser, *of: Tensor | Sequence[int] | int) -> str:
+def _hash(denoiser: Denoiser, *of: Tensor | Sequence[int] | float) -> str:
     """Of the weights, the stimuli, the labels, the grid and the noise."""
     digest = hashlib.sha256(repr(denoiser).encode())
     for value in [*denoiser.state_dict().values(), *of]:

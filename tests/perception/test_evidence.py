@@ -9,7 +9,7 @@ from neurodiff.diffusion.denoiser import ByLabel, Denoiser
 from neurodiff.diffusion.likelihood import denoising_error
 from neurodiff.diffusion.prior import Gaussian, GaussianMixture
 from neurodiff.inference.pool import workers
-from neurodiff.perception.evidence import evidence
+from neurodiff.perception.evidence import evidence, safe_lag
 
 GRID = torch.linspace(-11.75, 7.75, 40, dtype=torch.float64)
 
@@ -112,10 +112,10 @@ def test_goes_on_where_it_was_stopped(tmp_path):
     x, path = pictures(150), tmp_path / "table.nc"
     whole = evidence(Stops(ByLabel(one, other), -1), x, [0, 1], GRID[::8])
     with pytest.raises(KeyboardInterrupt):
-        evidence(Stops(ByLabel(one, other), 8), x, [0, 1], GRID[::8], path=path, batch=64 * 5)
+        evidence(Stops(ByLabel(one, other), 12), x, [0, 1], GRID[::8], path=path, batch=64 * 5)
     assert not path.exists()
     assert len(list((tmp_path / "table.parts").iterdir())) == 1
-    left = Stops(ByLabel(one, other), 12)  # of the 15 or so that all would need
+    left = Stops(ByLabel(one, other), 15)  # of the 24 or so that all would need
     found = evidence(left, x, [0, 1], GRID[::8], path=path, batch=64 * 5)
     xr.testing.assert_identical(found, whole)
     assert [p.name for p in tmp_path.iterdir()] == ["table.nc"]
@@ -164,3 +164,61 @@ def test_bad_input(change, words):
     given = {"stimuli": torch.zeros(2, 3), "labels": [0, 1], "logsnr": torch.linspace(-4, 4, 9)}
     with pytest.raises(ValueError, match=words):
         evidence(ByLabel(one, other), **{**given, **change})
+
+
+def near_classes(count, seed):
+    """Three Gaussians, pictures of all three, and the denoisers."""
+    means = torch.tensor([[0.3, 0.0, 0.0], [-0.3, 0.2, 0.0], [0.0, -0.4, 0.3]]).double()
+    variance = torch.full((3,), 0.03, dtype=torch.float64)
+    g = torch.Generator().manual_seed(seed)
+    k = torch.randint(3, (count,), generator=g)
+    x = means[k] + 0.03**0.5 * torch.randn(count, 3, generator=g, dtype=torch.float64)
+    return ByLabel(*(Gaussian(m, variance) for m in means)), x.clamp(-1, 1)
+
+
+def final(table):
+    return (table["width"] * table["error"]).sum("logsnr").values
+
+
+def test_labels_given_up_seldom_win():
+    # over many pilots the winner of the whole table is lost no more often than the risk says
+    denoiser, x = near_classes(600, 0)
+    grid, names = GRID[::2], [0, 1, 2]
+    whole = evidence(denoiser, x, names, grid, pairs=1)
+    winner = final(whole).argmin(1)
+    lost = []
+    for pilot in range(6):
+        some = np.arange(pilot * 100, pilot * 100 + 100)
+        lag = safe_lag(whole.isel(stimulus=some), risk=0.05)
+        short = evidence(denoiser, x, names, grid, pairs=1, lag=lag)
+        rest = np.setdiff1d(np.arange(600), some)
+        lost.append((final(short).argmin(1) != winner)[rest].mean())
+        # what was not given up is as it was, and all is finite
+        same = np.isclose(short["error"], whole["error"], rtol=1e-9).mean()
+        assert same > 0.3
+        assert np.isfinite(short["error"]).all()
+    # the mean over pilots: risk .05, binomial s.d. of a pilot's own quantile .05 / √6
+    assert np.mean(lost) < 0.05 + 3 * 0.05 / 6**0.5
+
+
+def test_giving_up_saves_and_without_a_lag_nothing_changes():
+    denoiser, x = near_classes(40, 1)
+
+    class Counts(Denoiser):
+        calls = 0
+
+        def forward(self, z, logsnr, cond=None):
+            Counts.calls += len(z)
+            return denoiser(z, logsnr, cond)
+
+    evidence(Counts(), x, [0, 1, 2], GRID[::2], pairs=1)
+    whole, Counts.calls = Counts.calls, 0
+    evidence(Counts(), x, [0, 1, 2], GRID[::2], pairs=1, lag=1.0)
+    assert whole == 40 * 3 * 20 * 2
+    assert Counts.calls < 0.9 * whole
+
+
+def test_a_small_pilot_promises_nothing():
+    denoiser, x = near_classes(20, 2)
+    with pytest.raises(ValueError, match="wanted at least 99"):
+        safe_lag(evidence(denoiser, x, [0, 1, 2], GRID[::8]), risk=0.01)
