@@ -48,14 +48,14 @@ class LearnedSource(nn.Module):
         self.network, self.floor = network, floor
 
     def forward(
-        self, y: Float[Tensor, "batch *event"]
+        self, y: Float[Tensor, "batch ..."]
     ) -> tuple[Float[Tensor, "batch *event"], Float[Tensor, "batch *event"]]:
         """M(y) and s(y)."""
         mean, u = self.network(y, y.new_zeros(len(y))).unbind(1)
         return mean, (self.floor + (2 * u).exp()).sqrt()
 
     def whiten(
-        self, x: Float[Tensor, "batch *event"], y: Float[Tensor, "batch *event"]
+        self, x: Float[Tensor, "batch *event"], y: Float[Tensor, "batch ..."]
     ) -> Float[Tensor, "batch *event"]:
         """R = (x − m) / s."""
         mean, scale = self(y)
@@ -64,14 +64,14 @@ class LearnedSource(nn.Module):
         return (x - mean) / scale
 
     def colour(
-        self, r: Float[Tensor, "batch *event"], y: Float[Tensor, "batch *event"]
+        self, r: Float[Tensor, "batch *event"], y: Float[Tensor, "batch ..."]
     ) -> Float[Tensor, "batch *event"]:
         """X = m + s r."""
         mean, scale = self(y)
         return mean + scale * r
 
     def log_prob(
-        self, x: Float[Tensor, "batch *event"], y: Float[Tensor, "batch *event"]
+        self, x: Float[Tensor, "batch *event"], y: Float[Tensor, "batch ..."]
     ) -> Float[Tensor, " batch"]:
         """Log N(x; m, s²), nats: what the source says without diffusion."""
         mean, scale = self(y)
