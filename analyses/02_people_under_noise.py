@@ -22,8 +22,9 @@ import torch
 from torch.func import functional_call
 
 import neurodiff as nd
+from neurodiff.inference.confusion import confusion
 from neurodiff.inference.fit import modes_of
-from neurodiff.inference.hypotheses import plan
+from neurodiff.inference.hypotheses import build, plan
 from neurodiff.inference.join import join
 from neurodiff.inference.laplace import find_modes
 from neurodiff.inference.posterior import on_one_thread
@@ -137,8 +138,43 @@ def checks(mapping):
     return rows
 
 
+def power(sets=40):
+    """What five such people could have shown: the same people simulated under each hypothesis.
+
+    The truths are the hypotheses as fitted to each person; of the log evidence of all five, the
+    lead of the truth over each rival, and how often it is above 4 nats.
+    """
+    data = observers("human", "nominal")
+    rows = [r for r in plan(task_of(data), ("internal-noise",), NAMED, LAWS) if r.kind != "control"]
+    total = 0.0
+    for name in np.unique(data["subject"].values):
+        person, models = one(data, name), {}
+        for row in rows:
+            model = build(row, task_of(data), person)
+            bound = join(model, person)
+            found = bound.pooled.constrain(modes_of(bound, 3, 0).u[0])
+            for key, value in found.items():
+                model.get_parameter(key).data.copy_(value)
+            models[f"{row.name}, {row.gauge}"] = model
+        table = confusion(models, person, sets=sets, seed=0)
+        total = total + table.set_index(["truth", "hypothesis", "set"])["log_evidence"]
+    own = total[[t == h for t, h, _ in total.index]].droplevel("hypothesis")
+    lead = own.reindex(total.index.droplevel("hypothesis")).to_numpy() - total
+    each = lead.groupby(["truth", "hypothesis"], sort=False)
+    found = pd.DataFrame({
+        "lead": each.mean(), "sd": each.std(), "share_above_4": each.apply(lambda v: (v > 4).mean())
+    }).reset_index()  # fmt: skip
+    return found[found["truth"] != found["hypothesis"]]
+
+
+@on_one_thread
+def run_power():
+    power().to_csv(RESULTS / "02_power.csv", index=False, float_format="%.3g")
+
+
 def run(workers):
     """All fits; leaves the tables."""
+    run_power()
     people = [observers("human", mapping) for mapping in ("nominal", "clipped")]
     each = [one(people[0], name) for name in np.unique(people[0]["subject"].values)]
     task = task_of(people[0])
