@@ -52,7 +52,7 @@ HERE = Path(__file__).parent
 RESULTS, FIGURES = HERE / "results", HERE.parent / "paper" / "figures"
 RUNS = HERE.parent / "runs" / "cifar10-grey16"
 FOLDS, DRAWS = 5, 100
-BLURS = (0.5, 1.0, 2.0)  # standard deviations, pixels of the 16×16
+BLURS = (0.7, 1.5)  # standard deviations, pixels of the 16×16
 GRID = torch.linspace(-6.0, 9.0, 16, dtype=torch.float32)  # as in analysis 12
 
 

@@ -16,6 +16,7 @@ import tomllib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import xarray as xr
 
@@ -101,7 +102,7 @@ def card(name: str) -> Card:
     return Card(files=files, parts=tuple(content.pop("parts", ())), **content)
 
 
-def load(name: str) -> xr.Dataset:
+def load(name: str) -> Any:  # noqa: ANN401  # a Dataset, but for weights
     """Load a published data set, checked; or a trained denoiser, if that is what the card is of.
 
     Args:
@@ -123,7 +124,7 @@ def load(name: str) -> xr.Dataset:
     if found.weights:
         from neurodiff.diffusion.saved import load as denoiser
 
-        return denoiser(fetch(name)[0])  # pyright: ignore
+        return denoiser(fetch(name)[0])
     decoder = decode.DECODERS.get(base)
     if decoder is None:
         raise DataError(
