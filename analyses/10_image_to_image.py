@@ -32,12 +32,15 @@ import pandas as pd
 import torch
 from scipy.ndimage import gaussian_filter
 from sklearn.datasets import load_digits
+from sklearn.mixture import GaussianMixture
+from torch import nn
 from torch.distributions import Normal
 
 import neurodiff as nd
-from neurodiff.diffusion.denoiser import NetworkDenoiser
+from neurodiff.diffusion.denoiser import Denoiser, NetworkDenoiser
 from neurodiff.diffusion.learned_source import LearnedSource
 from neurodiff.diffusion.maximum import most_likely
+from neurodiff.diffusion.mixture_source import MixtureSource
 from neurodiff.diffusion.networks import MLP, Beside
 from neurodiff.diffusion.prior import Gaussian
 from neurodiff.diffusion.sample import ancestral, ddim, dpm_solver, levels
@@ -111,6 +114,42 @@ def learned(x, y):
     return most_likely(source, LearnedSource.log_prob, x, y, steps=500)
 
 
+class Mixed(Denoiser):
+    """A denoiser that sees y and the component that y suggests, drawn once for each place."""
+
+    def __init__(self, x, y):
+        super().__init__()
+        both = torch.cat([x, y], 1)
+        found = GaussianMixture(10, covariance_type="diag", reg_covar=ROUNDING, random_state=0)
+        found.fit(both.flatten(1).numpy())
+        weights, means, variances = (
+            torch.tensor(v, dtype=torch.float32)
+            for v in (found.weights_, found.means_, found.covariances_)
+        )
+        means, scales = (v.reshape(-1, *both.shape[1:]) for v in (means, variances.sqrt()))
+        rows = x.shape[1]
+        self.both = MixtureSource(weights, means, scales)
+        self.x = MixtureSource(weights, means[:, :rows], scales[:, :rows])
+        self.y = MixtureSource(weights, means[:, rows:], scales[:, rows:])
+        self.inner = None
+
+    def component(self, y):
+        return torch.multinomial(self.y.posterior(y), 1, generator=seeded(6))[:, 0]
+
+    @staticmethod
+    def told(y, k):
+        """y, and beneath it the component as rows of zeros and a one."""
+        rows = math.ceil(10 / y.shape[2])
+        flags = nn.functional.one_hot(k, rows * y.shape[2]).reshape(len(k), rows, y.shape[2])
+        return torch.cat([y, flags.to(y)], 1)
+
+    def forward(self, z, logsnr, cond=None):
+        return self.inner(z, logsnr, self.told(cond, self.component(cond)))
+
+    def image(self, z, y):
+        return self.x.colour(z, self.component(y))
+
+
 # %%
 def methods(x, y, problem):
     """Each way from y to x: a trained denoiser, where its levels lie, how its z is an image, and
@@ -153,6 +192,18 @@ def methods(x, y, problem):
     done = learn("learned Gaussian", network(True), cosine, data=white / most,
                  prepare=lambda r, _: most * r)  # fmt: skip
     yield "learned Gaussian", done, cosine, source.colour, (ddim, circle)
+    mixed = Mixed(x, y)
+    k = torch.multinomial(mixed.both.posterior(torch.cat([x, y], 1)), 1, generator=seeded(7))[:, 0]
+    white, beside = mixed.x.whiten(x, k), mixed.told(y, k)
+    most = white.abs().max()
+    torch.manual_seed(0)
+    net = MLP((shape[0] + beside.shape[1], shape[1]), 128, 3, dropout=0.1)
+    mixed.inner = train(
+        NetworkDenoiser(Beside(net), "v"), white / most, cond=beside, weighting=FLOW,
+        schedule=cosine, steps=STEPS, folder=RUNS / problem / "mixture",
+        prepare=lambda r, _: most * r,
+    ).denoiser  # fmt: skip
+    yield "mixture", mixed, cosine, mixed.image, (ddim, circle)
     # evenly over its own t, a straight bridge is taught |x̂ - x|² / t², as a flow is, and a Brownian
     # one |x̂ - x|² / t, as I2SB: the sigmoid weighting, S(−λ − 2 log κ)
     i2sb = nd.weighting("sigmoid", bias=-2 * math.log(SPREAD))

@@ -49,7 +49,7 @@ HERE = Path(__file__).parent
 RESULTS, FIGURES = HERE / "results", HERE.parent / "paper" / "figures"
 RUNS = HERE.parent / "runs" / "cifar10-grey16"
 ENDS, STEPS = (-10.0, 13.3), 13_000
-HELD_OUT, JUDGED = 300, 1200  # test photographs for the likelihood, and for the classes
+HELD_OUT, JUDGED = 150, 600  # test photographs for the likelihood, and for the classes
 GRID = torch.linspace(-6.0, 9.0, 16, dtype=torch.float32)
 
 
@@ -119,10 +119,10 @@ def errors(denoiser, x, y):
     """The error at each logsnr, and the information in nats, means over held-out photographs."""
     logsnr = torch.linspace(-9.5, 12.5, 45)
     m = denoising_error(denoiser, x, logsnr, cond=y, pairs=2, generator=seeded(3)).value
-    nats = information(denoiser, x[:100], logsnr, cond=y[:100], pairs=2, generator=seeded(4)).value
+    nats = information(denoiser, x[:50], logsnr, cond=y[:50], pairs=2, generator=seeded(4)).value
     return pd.DataFrame({
         "logsnr": logsnr, "error": m.mean(0), "se": m.std(0) / len(x) ** 0.5,
-        "information": nats.mean(0), "information_se": nats.std(0) / 10,
+        "information": nats.mean(0), "information_se": nats.std(0) / 50**0.5,
     })  # fmt: skip
 
 

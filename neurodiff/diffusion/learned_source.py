@@ -12,9 +12,6 @@ Diffusion from this source is plain diffusion of r, given y, as in
 A mean alone changes nothing but the network's input: with s = 1 the ε-error, and so every loss and
 likelihood, is that of x̂ = m + r̂ at the same noise. What can be gained lies in s.
 
-A mixture of Gaussians is this with a component k for y: draw k from its posterior given x by any
-mixture, and keep the shares of all k; p(x) = Σ p(k) p(x|k) whatever the mixture was.
-
 References: Lee et al. 2022 (PriorGrad), there with a fixed s.
 """
 

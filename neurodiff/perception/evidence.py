@@ -36,6 +36,7 @@ from neurodiff.diffusion.denoiser import Denoiser
 from neurodiff.diffusion.logsnr import alpha, sigma
 from neurodiff.diffusion.parameterization import like
 from neurodiff.diffusion.progress import progress
+from neurodiff.perception.elimination import behind, quarters
 
 _PART = 64  # stimuli in one part of a table: what a kill can lose
 
@@ -67,7 +68,8 @@ def evidence(
         seed: the noise of a stimulus depends on it and on the stimulus's place alone.
         batch: pictures a call of the denoiser, which bounds the memory.
         lag: nats by which a label may lie behind the best, in ½ Σ error, before it is looked at no
-            more: see :func:`safe_lag`. What is left out is filled with the error of the best label.
+            more (:func:`~neurodiff.perception.elimination.safe_lag`); what is left out is filled
+            with the error of the best label.
         path: a netCDF file. What is done lies beside it, in parts, and a run that was stopped goes
             on from there; a file that is there is read.
         device: where the denoiser runs.
@@ -145,58 +147,11 @@ def _make(
         noise, denoiser = _noise(look, pairs, seed), denoiser.to(device)
         errors = look.stimuli.new_full((pairs, *look.at.shape, len(coords["label"])), torch.nan)
         kept = torch.ones(len(look.some), len(coords["label"]), dtype=torch.bool)
-        for some in _quarters(look.at.shape[1]):
+        for some in quarters(look.at.shape[1]):
             _errors(denoiser, look, noise, coords["label"], batch, device, some, kept, errors)
-            behind = _behind(errors.mean(0), look.width)
-            kept &= behind <= lag
+            kept &= behind(errors.mean(0), look.width) <= lag
         _write(_table(errors.mT, look, coords, digest), file)
     return file
-
-
-def _quarters(levels: int) -> Sequence[Tensor]:
-    """The levels in order, in four parts, after each of which labels may be given up."""
-    return torch.arange(levels).chunk(4)
-
-
-def _behind(
-    error: Float[Tensor, "stimulus logsnr label"], width: Float[Tensor, "stimulus logsnr"]
-) -> Float[Tensor, "stimulus label"]:
-    """Nats by which each label lies behind the best, by what is known so far."""
-    cost = 0.5 * (width[..., None] * error).nan_to_num(0.0).sum(1)
-    return cost - cost.amin(1, keepdim=True)
-
-
-def safe_lag(pilot: xr.Dataset, risk: float = 0.01) -> float:
-    r"""The lag at which a label can be given up, so that the best is lost with probability ≤ risk.
-
-    .. math:: P\big(\max_j D_{k^*}(j) > τ\big) \le \text{risk}, \qquad
-        τ = D_{(\lceil (n + 1)(1 - \text{risk}) \rceil)}
-
-    with D the nats by which the label that wins in the end lies behind on the way, n stimuli of a
-    whole table and a new one, exchangeable with them (conformal prediction).
-
-    Args:
-        pilot: A table without a lag, of stimuli drawn like those that follow.
-        risk: That the label of the least error in the end is given up before.
-
-    Raises:
-        ValueError: If the pilot is too small to promise that.
-
-    References: Vovk, Gammerman & Shafer 2005.
-    """
-    n = pilot.sizes["stimulus"]
-    rank = math.ceil((n + 1) * (1 - risk))
-    if rank > n:
-        raise ValueError(
-            f"got a pilot of {n} stimuli, wanted at least {math.ceil(1 / risk) - 1} for a risk of "
-            f"{risk:g}"
-        )
-    error = torch.from_numpy(pilot["error"].transpose("stimulus", "logsnr", "label").values)
-    width = torch.from_numpy(pilot["width"].values)
-    done = [int(q[-1]) + 1 for q in _quarters(error.shape[1])]
-    lags = torch.stack([_behind(error[:, :j], width[:, :j]) for j in done])
-    best = lags[-1].argmin(1)
-    return float(lags[:, torch.arange(n), best].amax(0).sort().values[rank - 1])
 
 
 def _cells(logsnr: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,8 @@ from neurodiff.diffusion.denoiser import ByLabel, Denoiser
 from neurodiff.diffusion.likelihood import denoising_error
 from neurodiff.diffusion.prior import Gaussian, GaussianMixture
 from neurodiff.inference.pool import workers
-from neurodiff.perception.evidence import evidence, safe_lag
+from neurodiff.perception.elimination import safe_lag
+from neurodiff.perception.evidence import evidence
 
 GRID = torch.linspace(-11.75, 7.75, 40, dtype=torch.float64)
 
