@@ -13,10 +13,11 @@
 # 16.3 ± .7 nats for 3.4 ± 1.1 of the diagonal one; on halves, some of which it all but excludes,
 # -3.5 ± 3.5 for -9.1 ± 1.1) and needs no more than two evaluations. But it ends worse than the
 # diagonal one and than plain noise: what it says is nearly certain counts as much in the loss as
-# what is open. Blind bridges lose what y says of the other half; of degraded digits the Brownian
-# one loses little. The weighting counts as much: with w = 1 in place of I2SB's, a sigmoid, the
-# Brownian bridge falls from among the best to the last on degraded digits, and to plain noise on
-# halves.
+# what is open. A mixture of ten Gaussians, of which y picks one, is the best of the sources on
+# degraded digits and no better than the whole covariance on halves, where the pick is too sure of
+# itself. Blind bridges lose what y says of the other half; of degraded digits the Brownian one
+# loses little. The weighting counts as much: with w = 1 in place of I2SB's, a sigmoid, the Brownian
+# bridge falls from among the best to the last on degraded digits, and to plain noise on halves.
 #
 #     python analyses/10_image_to_image.py [--fit]
 #
@@ -309,6 +310,7 @@ SHOWN = {
     "Gaussian": ("circle", GREEN, "-"),
     "diagonal Gaussian": ("circle", GREEN, "--"),
     "learned Gaussian": ("circle", PINK, "-"),
+    "mixture": ("circle", PINK, "--"),
     "Brownian, sees y": ("ancestral", ORANGE, "-"),
     "Brownian, blind": ("ancestral", ORANGE, "--"),
     "Brownian, sees y, w = 1": ("ancestral", ORANGE, ":"),
