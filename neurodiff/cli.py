@@ -158,12 +158,9 @@ def fit(
     from neurodiff.inference.nuts import NUTS
     from neurodiff.inference.svi import SVI
     from neurodiff.inference.tasks import common_task, task_of
-    from neurodiff.perception.evidence import read_table
 
     with status("reading"):
-        if model in ("averaged", "stopped") and evidence is None:
-            raise ValueError(f"--model {model} needs --evidence TABLE.nc")
-        table = None if evidence is None else read_table(evidence)
+        table = _table_of(model, evidence)
         labels = choices if table is None else table.sizes["label"]
         parts, unread = gather(data, labels, observers)
         parts = _timed(parts, deadline) if model == "bounded" else parts
@@ -196,6 +193,7 @@ def recover(
     guess: float | None = None,
     front_end: str = "none",
     bound: Names = None,
+    evidence: Path | None = None,
     sets: int = 300,
     seed: int = 0,
     out: Path | None = None,
@@ -206,13 +204,14 @@ def recover(
 
     Args:
         data: A data set's name, name/part or a file; its responses are not used, only its design.
-        model: The kind of stopping: threshold, limited or bounded.
+        model: The kind of stopping: threshold, limited, averaged, stopped or bounded.
         weighting: Named weightings.
         law: Stopping laws; logistic, if neither is given.
         choices: Number of alternatives, which fixes the guess rate at 1/N.
         guess: The guess rate itself.
         front_end: none or internal-noise.
         bound: Of the bounded kind, as in fit; weibull, if none is given.
+        evidence: A table of evidence (netCDF), of the averaged and the stopped kind.
         sets: Data sets simulated for each hypothesis.
         seed: The same seed gives the same result.
         out: A csv file for the table.
@@ -222,15 +221,19 @@ def recover(
     from neurodiff.data.gather import gather
     from neurodiff.inference.calibration import recovery_table
     from neurodiff.inference.hypotheses import plan
+    from neurodiff.inference.labels import attach
     from neurodiff.inference.tasks import task_of
 
     with status("reading"):
-        (part, *more), _ = gather(data, choices, "all")
+        table = _table_of(model, evidence)
+        labels = choices if table is None else table.sizes["label"]
+        (part, *more), _ = gather(data, labels, "all")
     if more:
         raise ValueError(f"got {1 + len(more)} parts, wanted one design: name one part or file")
     if out is not None and (out.exists() or not out.parent.is_dir()):
         raise ValueError(f"{out} exists, or its folder does not: wanted a new file in a folder")
     part = _timed([part], None)[0] if model == "bounded" else part
+    part = part if table is None else attach(part, table)
     task = task_of(part, model, choices, guess)
     plain = "; simulated and fitted without spike history" if task.history else ""
     task = replace(task, history=0)  # whose bins are not drawn one by one
@@ -238,11 +241,11 @@ def recover(
     learned = bound or law or ([] if weighting else default)
     rows = plan(task, [front_end], weighting or [], learned, controls=False)
     with status(f"simulating and fitting {sets} data sets for each of {len(rows)} hypotheses"):
-        table = recovery_table(rows, task, part, sets, seed)
-    print(table.to_string(index=False, float_format="%.3f"))
+        found = recovery_table(rows, task, part, sets, seed)
+    print(found.to_string(index=False, float_format="%.3f"))
     print(f"{sets} sets, truths from the priors, unconstrained scale, seed {seed}{plain}")
     if out is not None:
-        table.to_csv(out, index=False, float_format="%.4g")
+        found.to_csv(out, index=False, float_format="%.4g")
 
 
 @app.command
@@ -277,6 +280,15 @@ def report(folder: Path, /) -> None:
     if not (folder / "comparison.csv").is_file():
         raise ValueError(f"{folder} holds no comparison.csv; wanted the folder of a finished run")
     _draw(folder)
+
+
+def _table_of(model: str, path: Path | None):  # noqa: ANN202  # needs xarray
+    """The table of evidence that a kind needs."""
+    from neurodiff.perception.evidence import read_table
+
+    if model in ("averaged", "stopped") and path is None:
+        raise ValueError(f"--model {model} needs --evidence TABLE.nc")
+    return None if path is None else read_table(path)
 
 
 def _timed(parts, deadline: float | None) -> list:  # noqa: ANN001

@@ -101,6 +101,16 @@ def test_files_that_do_not_fit(files, capsys):
     assert "--evidence" in capsys.readouterr().err
 
 
+def test_recovery_from_the_command_line(files, capsys):
+    command = ["recover", str(files / "people.csv"), "--model", "stopped", "--sets", "20"]
+    assert main(command) == 2
+    assert "--evidence" in capsys.readouterr().err
+    assert main([*command, "--evidence", str(files / "table.nc")]) == 0
+    said = capsys.readouterr().out
+    assert "weighting.law.scale" in said
+    assert "observer.sensitivity" in said
+
+
 def test_permuted_levels_keep_what_a_stimulus_reaches():
     t = table(own=np.array([-2.0, 0.0, 1.0, 2.0, 3.0, np.inf]))
     data = xr.Dataset({"shown": ("trial", [10.0]), "choice": ("trial", [0.0])})
