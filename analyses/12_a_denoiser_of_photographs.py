@@ -196,7 +196,7 @@ def figure():
     for ax, scale in zip(axes, (1, 2), strict=False):
         tiles = made[f"scale{scale}"]
         ax.imshow(tiles.transpose(0, 2, 1, 3).reshape(160, 128), cmap="gray", vmin=0, vmax=255)
-        ax.set_title(f"samples, guidance scale {scale}")
+        ax.set_title(f"samples, s = {scale}")
         ax.set(xticks=[], yticks=np.arange(10) * 16 + 8)
         ax.set_yticklabels(CLASSES if scale == 1 else [])
         ax.tick_params(length=0)

@@ -46,6 +46,20 @@ def decisions(repeats):
     return xr.Dataset({name: ("trial", values) for name, values in columns.items()})
 
 
+def labels(stimuli=60, times=10):
+    """A table of errors as a denoiser might have, and who answers to it how often."""
+    rng, grid = np.random.default_rng(0), np.linspace(-5.75, 3.75, 20)
+    error = rng.gamma(2.0, 0.3, (stimuli, 4, 20)) * np.exp(0.2 * grid)
+    dims = ("stimulus", "label", "logsnr")
+    width = np.full((stimuli, 20), 0.5)
+    table = xr.Dataset(
+        {"error": (dims, error), "width": (dims[::2], width)},
+        {"stimulus": np.arange(stimuli), "logsnr": grid},
+    )
+    shown = np.repeat(np.arange(stimuli) * 1.0, times)
+    return table, xr.Dataset({"shown": ("trial", shown), "choice": ("trial", 0 * shown)})
+
+
 def survival(law):
     return nd.SurvivalWeighting(law)
 
@@ -74,6 +88,11 @@ def models():
     yield "choice of 16, internal noise", noisy, choices(20), {}
     limited = nd.Limited(survival(laws.Logistic()), Binary())
     yield "limited, logistic", limited, choices(20), {}
+    table, answers = labels()
+    averaged = nd.AveragedEvidence(survival(laws.Logistic()), table)
+    yield "labels, averaged evidence", averaged, answers, {}
+    stopped = nd.StoppedEvidence(survival(laws.Logistic()), table)
+    yield "labels, stopped evidence", stopped, answers, {}
     one = nd.observers.Counts(history=0)
     yield (
         "spikes, one a bin",
