@@ -303,6 +303,8 @@ def figure():
             ax.errorbar(row["nats"], i, xerr=row["se"], fmt="o", ms=3, lw=0.8, color=COLOURS[kind])
         ax.set(xlabel=f"nats a judgement, {what}")
     axes[0].set_xscale("log")
+    axes[0].set_xticks([0.2, 0.3, 0.5, 1, 2], ["0.2", "0.3", "0.5", "1", "2"])
+    axes[0].minorticks_off()
     axes[0].set_yticks(range(len(keys)), [name for name, _ in keys], fontsize=6)
     for kind, colour in COLOURS.items():
         axes[1].plot([], [], "o", ms=3, color=colour, label=kind)
