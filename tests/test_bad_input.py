@@ -164,10 +164,15 @@ TABLE = {
         ["fit", "data.csv", *MODEL, *LAW, "--front-end", "power-filter"],
         ["data", "'power'"],
     ),
-    "a model that is not there yet": (
+    "a model that is not there": (
+        csv,
+        ["fit", "data.csv", "--model", "average", *LAW],
+        ["unknown model 'average'", "averaged"],
+    ),
+    "labels without a table of evidence": (
         csv,
         ["fit", "data.csv", "--model", "averaged", *LAW],
-        ["unknown model 'averaged'", "threshold, limited"],
+        ["--model averaged needs --evidence TABLE.nc"],
     ),
     "an unknown method": (
         csv,

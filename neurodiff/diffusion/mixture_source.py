@@ -40,7 +40,7 @@ class MixtureSource(nn.Module):
 
     def __init__(
         self,
-        weights: Float[Tensor, " component"],
+        weights: Float[Tensor, " weight"],
         means: Float[Tensor, "component *event"],
         scales: Float[Tensor, "component *event"],
     ) -> None:

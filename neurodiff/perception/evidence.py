@@ -29,7 +29,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import xarray as xr
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from neurodiff.diffusion.denoiser import Denoiser
@@ -43,7 +43,7 @@ _PART = 64  # stimuli in one part of a table: what a kill can lose
 
 def evidence(
     denoiser: Denoiser,
-    stimuli: Float[Tensor, "stimulus *event"],
+    stimuli: Shaped[Tensor, "stimulus *event"],
     labels: Sequence[int],
     logsnr: Float[Tensor, " logsnr"],
     *,
@@ -241,7 +241,7 @@ def _table(errors: Tensor, look: _Look, coords: dict, digest: str) -> xr.Dataset
     return table
 
 
-def _hash(denoiser: Denoiser, *of: Tensor | Sequence[int] | float) -> str:
+def _hash(denoiser: Denoiser, *of: Tensor | Sequence[int] | int | float) -> str:
     """Of the weights, the stimuli, the labels, the grid and the noise."""
     digest = hashlib.sha256(repr(denoiser).encode())
     for value in [*denoiser.state_dict().values(), *of]:
