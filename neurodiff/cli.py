@@ -88,9 +88,10 @@ def demo(*, images: bool = False, out: Path | None = None, seed: int = 0, worker
         out = out or next_run()
         with status("simulating observers of digits, and fitting them"):
             share = demonstrate(out, seed=seed)
-        print(
-            f"share of observers for whom a hypothesis (column) has most evidence\n{share.round(2)}"
-        )
+        print("share of observers of a hypothesis (row) for whom each has most evidence")
+        numbers = [str(i) for i in range(1, len(share) + 1)]
+        rows = [f"{n} {name}" for n, name in zip(numbers, share.index, strict=True)]
+        print(share.set_axis(numbers, axis=1).set_axis(rows, axis=0).to_string(float_format="%.2f"))
         print(f"figure: {out / 'figures' / 'confusion.png'}")
         return 0
     with status("loading"):
