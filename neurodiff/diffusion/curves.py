@@ -202,11 +202,14 @@ class Iddpm(Curve):
 
     def _t(self, logsnr: Tensor) -> Tensor:
         # with sin²θ − sin²θ₀ = sigma² cos²θ₀, sin(θ − θ₀) has no cancellation either
-        cosine = math.cos(self.theta)
-        noise = torch.sigmoid(-logsnr) * cosine**2
-        sine = (math.sin(self.theta) ** 2 + noise).sqrt()
-        angle = torch.atan2(sine, torch.sigmoid(logsnr).sqrt() * cosine)
-        return 2 * (1 + self.s) / math.pi * torch.asin(noise / torch.sin(angle + self.theta))
+        first_sine, first = math.sin(self.theta), math.cos(self.theta)
+        noise, cosine = torch.sigmoid(-logsnr) * first**2, torch.sigmoid(logsnr).sqrt() * first
+        sine = (first_sine**2 + noise).sqrt()
+        # cos(θ − θ₀) beside it: near ½π the sine alone says little of the angle
+        moved = torch.atan2(
+            noise / (sine * first + cosine * first_sine), cosine * first + sine * first_sine
+        )
+        return 2 * (1 + self.s) / math.pi * moved
 
     def _slope(self, t: Tensor) -> Tensor:
         angle, noise = self._angles(t)
