@@ -64,3 +64,11 @@ def test_it_guides(trained):
     by_bayes, learned = (Classifier(prior, f)(z, logsnr, y) for f in (exact, trained.log_prob))
     off = (learned - by_bayes).square().mean().sqrt()
     assert off < 0.3 * (by_bayes - plain).square().mean().sqrt()
+
+
+def test_where_nothing_is_left_of_x_nothing_is_seen(trained):
+    # the network is shown α z; shown z, its errors would be divided by a vanishing α in guidance
+    z, logsnr = 3 * torch.randn(50, 2), torch.full((50,), -40.0)
+    with torch.no_grad():
+        found = trained(z, logsnr)
+    torch.testing.assert_close(found, found[:1].expand_as(found), rtol=0, atol=1e-7)
