@@ -33,8 +33,8 @@ class NoisyClassifier(nn.Module):
 
     >>> from neurodiff.diffusion.networks import MLP
     >>> fresh = NoisyClassifier(MLP((3,), 8, 1), 3, 2)
-    >>> fresh(torch.zeros(5, 3), torch.zeros(5)).exp().sum(1).detach()
-    tensor([1., 1., 1., 1., 1.])
+    >>> fresh(torch.zeros(5, 3), torch.zeros(5)).shape
+    torch.Size([5, 2])
     """
 
     def __init__(self, network: nn.Module, features: int, classes: int) -> None:
