@@ -21,6 +21,7 @@ import xarray as xr
 from numpy.typing import ArrayLike
 
 from neurodiff.data.decode_images import cifar10, cifar10h, digits
+from neurodiff.data.decode_population import cowley
 from neurodiff.data.decode_spikes import roitman_spikes
 from neurodiff.data.schema import DataError
 
@@ -276,6 +277,7 @@ DECODERS: dict[str, Callable[[Files, str, Attrs], xr.Dataset]] = {
     "drugowitsch2014-visual-vestibular": drugowitsch,
     "adler2018-orientation-confidence": adler,
     "waskom2018-contrast-pulses": waskom,
+    "cowley2023-macaque-v4": cowley,
     "cifar10": cifar10,
     "cifar10h": cifar10h,
     "digits": digits,

@@ -4,8 +4,8 @@ r"""What a data set must look like: one ``xarray.Dataset`` a study, with agreed 
           = \frac{\ln 10}{10} \, \mathrm{SNR_{dB}}
 
 Dimensions are singular: trial, stimulus, unit, time (bins), sample (the stimulus grid, finer than
-time), subject, pulse (samples of evidence within a trial), spike (times within a trial), channel,
-height and width (of an image), and category (what can be answered). Bin i
+time), subject, pulse (samples of evidence within a trial), spike (times within a trial), repeat (of
+a stimulus), channel, height and width (of an image), and category (what can be answered). Bin i
 of ``time`` covers samples [k i, k i + k) with k = n_sample / n_time. A missing answer is NaN, never
 a sentinel. A stimulus is never missing; ``logsnr`` may be +inf (no noise) or -inf (no signal).
 ``subject`` is a text coordinate. The conventions others get wrong: ``logsnr`` is in nats, not in
@@ -20,7 +20,7 @@ import numpy as np
 import xarray as xr
 
 DIMS = ("trial", "stimulus", "unit", "time", "sample", "subject", "pulse", "spike")
-DIMS += ("channel", "height", "width", "category")
+DIMS += ("repeat", "channel", "height", "width", "category")
 
 #: known variables: units and long name; what is not here is carried along unchecked
 STIMULUS = {

@@ -1,0 +1,92 @@
+"""Energy of gratings in closed form, and of what a linear denoiser makes of an image."""
+
+import math
+
+import pytest
+import torch
+
+from neurodiff.diffusion.prior import Gaussian
+from neurodiff.perception.energy import (
+    band,
+    band_energy,
+    blurred_energy,
+    denoised_energy,
+    local_energy,
+    whitening,
+)
+
+SIDE, CELLS = 64, 4
+MIDDLE = [5, 6, 9, 10]  # cells that the mirrored edge does not reach
+
+
+def grating(frequency, angle, phase=0.3):
+    y, x = torch.meshgrid(*2 * [torch.arange(SIDE, dtype=torch.float64)], indexing="ij")
+    along = x * math.cos(angle) + y * math.sin(angle)
+    return torch.cos(2 * math.pi * frequency * along + phase)
+
+
+@pytest.mark.parametrize("angle", [0.0, 0.4, math.pi / 4, 2.0])
+@pytest.mark.parametrize("frequency", [0.125, 0.25])
+def test_a_grating_has_the_energy_of_its_gain(frequency, angle):
+    # a cosine of amplitude 1 is half of each of two opposite waves, of which one passes, doubled
+    for radial in (whitening, band(0.2)):
+        found = local_energy(grating(frequency, angle), radial, 4, CELLS).reshape(16, 4)[MIDDLE]
+        turn = torch.arange(4) * math.pi / 4
+        wanted = radial(torch.tensor(frequency)).square() * torch.cos(angle - turn).abs() ** 6
+        # the angle of another wave, mirrored at the edge, reaches in by less than a hundredth
+        assert torch.allclose(found.mean(0), wanted.to(found), atol=0.02 * float(wanted.max()))
+
+
+def test_orientations_sum_to_the_same_for_all_gratings():
+    sums = [
+        local_energy(grating(0.2, a)).reshape(16, 4)[MIDDLE].sum(1).mean().item()
+        for a in (0.0, 0.3, 0.7, 1.9)
+    ]
+    # Σ cos⁶ over four orientations is 5/4
+    assert sums == pytest.approx([1.25 * 0.2**2] * 4, rel=0.02)
+
+
+def test_cells_are_places():
+    image = torch.zeros(SIDE, SIDE, dtype=torch.float64)
+    image[:16, 48:] = torch.randn(16, 16, dtype=torch.float64)
+    energy = local_energy(image).reshape(CELLS, CELLS, 4).sum(-1)
+    assert energy.flatten().argmax() == 3
+    assert energy[0, 3] > 20 * energy[3, 0]
+
+
+def test_octaves_tile():
+    # bands an octave apart: cos² + sin² = 1 between the first and the last
+    f = torch.linspace(0.06, 0.24, 50)
+    total = sum(band(0.03 * 2**k)(f).square() for k in range(5))
+    assert torch.allclose(total, torch.ones(50))
+
+
+def test_blur_multiplies_energy():
+    x = grating(0.125, 0.0)[None, None]
+    found = blurred_energy(x, torch.tensor([0.0, 1.5])).exp()[0].reshape(2, 16, 4)[:, MIDDLE, 0]
+    factor = math.exp(-((2 * math.pi * 0.125 * 1.5) ** 2))
+    assert (found[1] / found[0]).mean().item() == pytest.approx(factor, rel=0.02)
+
+
+def test_bands_are_of_their_frequency():
+    x = torch.stack([grating(f, 0.0) for f in (0.0625, 0.125, 0.25)])[:, None]
+    found = band_energy(x, torch.tensor([0.0625, 0.125, 0.25])).reshape(3, 3, 16, 4)
+    assert found[:, :, MIDDLE, 0].mean(2).argmax(1).tolist() == [0, 1, 2]
+
+
+def test_a_linear_denoiser_adds_the_energy_of_the_noise():
+    v, level = 0.09, torch.tensor([-3.0, 1.0, 40.0])
+    p = Gaussian(torch.zeros(1, SIDE, SIDE), v * torch.ones(1, SIDE, SIDE))
+    x = 0.3 * torch.randn(3, 1, SIDE, SIDE)
+    found = denoised_energy(p, x, level, pairs=2, seed=5).exp()
+    eps = torch.randn(2, 3, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(5))
+    a2, s2 = torch.sigmoid(level), torch.sigmoid(-level)
+    gain = v * a2.sqrt() / (a2 * v + s2)  # E[x|z] = gain · z
+    of_x = local_energy(x[:, 0])[:, None]
+    of_eps = torch.stack([local_energy(e[:, 0]) for e in eps]).mean(0)[:, None]
+    wanted = gain[:, None] ** 2 * (a2[:, None] * of_x + s2[:, None] * of_eps)
+    assert torch.allclose(found, wanted + 1e-6, rtol=1e-9)
+
+
+def test_small_images_are_seen_whole():
+    assert local_energy(torch.randn(2, 8, 8)).shape == (2, 64)
