@@ -177,6 +177,36 @@ class ByLabel(Denoiser):
             found[mine] = self.of[label](z[mine], logsnr[mine])
         return found
 
+    def posterior(
+        self,
+        z: Float[Tensor, "batch *event"],
+        logsnr: Float[Tensor, "..."],
+        shares: Float[Tensor, " label"] | None = None,
+    ) -> Float[Tensor, "batch label"]:
+        r"""What exact denoisers know of the label: P(y|z, λ) ∝ π_y p_y(z; λ).
+
+        Args:
+            z: noisy, in VP scaling.
+            logsnr: of each, or one for all.
+            shares: π, of the labels; equal by default.
+
+        Raises:
+            ValueError: a denoiser that has no density of its own.
+
+        >>> import torch
+        >>> from neurodiff.diffusion.prior import Gaussian
+        >>> low, high = (Gaussian(m * torch.ones(1), torch.ones(1)) for m in (-1.0, 1.0))
+        >>> z = torch.tensor([[0.5]])
+        >>> ByLabel(low, high).posterior(z, torch.tensor(torch.inf)).round(decimals=3)  # sig(2 z)
+        tensor([[0.2690, 0.7310]])
+        """
+        without = [i for i, d in enumerate(self.of) if not hasattr(d, "log_prob")]
+        if without:
+            raise ValueError(f"the denoisers of labels {without} have no density: wanted priors")
+        level = per_example(logsnr, z)
+        each = torch.stack([d.log_prob(z, level) for d in self.of], 1)  # pyright: ignore
+        return (each if shares is None else each + shares.log()).softmax(1)
+
 
 def per_example(logsnr: Tensor, z: Tensor) -> Tensor:
     """Logsnr as (batch,): a single value holds for every example.

@@ -29,6 +29,7 @@ from torch.nn.functional import pad
 
 _SMALL = 1e-6  # nats: decrement at which a unit has arrived
 _STEPS = 50  # of scoring, at most
+_NEAR = 10.0  # nats from which on the curvature is taken as it was, where there is one mode
 _LONGEST = 3.0  # nats: a quadratic says nothing of longer steps
 _LEAST = 1e-3  # of the s.d. of a prior
 
@@ -116,15 +117,15 @@ def fit_rates(
     state = _begin(problem, shares, spread)
     for _ in range(rounds):
         state, _ = _climb(problem, state, 1)
-        state = _move(problem, state, _scored(problem, state))
+        state = _move(problem, state)
     state, climb = _climb(problem, state, _STEPS)
-    found = _scored(problem, state)
     parts, levels = problem.split(state.u), features.shape[1]
     factor = torch.zeros(len(state.u), levels, levels).to(state.u)
     if problem.learned:
-        values, vectors = torch.linalg.eigh(found.covariance()[:, -levels:, -levels:])
+        _, covariance = _curvature(problem, state, _scored(problem, state))
+        values, vectors = torch.linalg.eigh(covariance[:, -levels:, -levels:])
         factor = vectors * values.clamp_min(0.0).sqrt()[:, None]
-    rate = found.rate
+    rate = _log_rate(problem, state.u)[0].exp().T
     base, c, a, logits = parts
     return Rates(
         base[:, 0], c, a, logits, factor, state.kappa, state.scale[:, 1 + nuisance.shape[1]],
@@ -173,17 +174,12 @@ class _State(NamedTuple):
 
 
 class _Score(NamedTuple):
-    """Value and gradient of every unit, Fisher information of its data, and what it predicts."""
+    """Value and gradient of every unit, what it predicts, and its own Jacobian of log μ."""
 
     value: Tensor
     gradient: Tensor
-    data: Tensor
-    precision: Tensor
     rate: Tensor
-
-    def covariance(self) -> Tensor:
-        """Of what is learned."""
-        return torch.linalg.inv(self.data + torch.diag_embed(self.precision))
+    jacobian: Tensor | None
 
 
 def _problem(
@@ -228,28 +224,38 @@ def _log_rate(problem: _Problem, u: Tensor) -> tuple[Tensor, Tensor]:
     return base + c @ problem.nuisance.T + (mixed @ a[:, :, None])[:, :, 0], mixed
 
 
-def _scored(problem: _Problem, state: _State) -> _Score:
-    eta, mixed = _log_rate(problem, state.u)
+def _scored(problem: _Problem, state: _State, at: tuple[Tensor, Tensor] | None = None) -> _Score:
+    eta, mixed = _log_rate(problem, state.u) if at is None else at
     rate = eta.exp()
-    error = state.kappa[:, None] * (problem.response.T - rate)
-    if problem.design is None or problem.products is None:
-        j = _jacobian(problem, state.u, mixed)
-        lifted = (j.mT @ error[:, :, None])[:, :, 0]
-        single = j.float()
-        weight = (state.kappa[:, None] * rate).float()[:, :, None]
-        # single precision steers the steps and is never their aim
-        data = (single.mT @ (single * weight)).to(j)
+    error, jacobian = state.kappa[:, None] * (problem.response.T - rate), None
+    if problem.design is None:
+        jacobian = _jacobian(problem, state.u, mixed)
+        lifted = (jacobian.mT @ error[:, :, None])[:, :, 0]
     else:
         lifted = error @ problem.design
-        size = lifted.shape[1]
-        packed = (state.kappa[:, None] * rate).float() @ problem.products
-        row, column = torch.triu_indices(size, size)
-        data = lifted.new_empty(len(lifted), size, size)
-        data[:, row, column] = data[:, column, row] = packed.to(data)
-    used = lifted.shape[1]
-    precision = state.scale[:, :used].pow(-2)
-    gradient = lifted - (state.u - state.centre)[:, :used] * precision
-    return _Score(_value(problem, state, eta), gradient, data, precision, rate.T)
+    pull = (state.u - state.centre) / state.scale.square()
+    value = _value(problem, state, eta, rate)
+    return _Score(value, lifted - pull[:, : lifted.shape[1]], rate, jacobian)
+
+
+def _information(problem: _Problem, state: _State, score: _Score) -> Tensor:
+    """Fisher's, of the data: in single precision, for it steers steps and is never their aim."""
+    weight = (state.kappa[:, None] * score.rate).float()
+    if score.jacobian is not None:
+        j = score.jacobian.float()
+        return (j.mT @ (j * weight[:, :, None])).to(score.rate)
+    packed, size = weight @ problem.products, score.gradient.shape[1]  # pyright: ignore
+    row, column = torch.triu_indices(size, size)
+    data = score.rate.new_empty(len(weight), size, size)
+    data[:, row, column] = data[:, column, row] = packed.to(data)
+    return data
+
+
+def _curvature(problem: _Problem, state: _State, score: _Score) -> tuple[Tensor, Tensor]:
+    """Information of the data, and the covariance of what is learned."""
+    data = _information(problem, state, score)
+    prior = state.scale[:, : data.shape[1]].pow(-2)
+    return data, torch.linalg.inv(data + torch.diag_embed(prior))
 
 
 def _jacobian(problem: _Problem, u: Tensor, mixed: Tensor) -> Tensor:
@@ -264,19 +270,23 @@ def _jacobian(problem: _Problem, u: Tensor, mixed: Tensor) -> Tensor:
     return torch.cat([shared, mixed, p * (each - (each * p).sum(2, keepdim=True))], 2)
 
 
-def _value(problem: _Problem, state: _State, eta: Tensor) -> Tensor:
+def _value(problem: _Problem, state: _State, eta: Tensor, rate: Tensor) -> Tensor:
     """Log Q + log prior, up to what does not depend on u."""
-    quasi = state.kappa * (problem.response.T * eta - eta.exp()).sum(1)
+    quasi = state.kappa * (problem.response.T * eta - rate).sum(1)
     off = ((state.u - state.centre) / state.scale).square()
     return quasi - 0.5 * off.sum(1) + (0 if problem.learned else 0.5 * problem.split(off)[3].sum(1))
 
 
 def _climb(problem: _Problem, state: _State, steps: int) -> tuple[_State, float]:
     """Fisher scoring, each unit's step shortened until it climbs; what the next would still win."""
-    slope = torch.zeros_like(state.kappa)
+    slope, root = torch.full_like(state.kappa, torch.inf), None
+    at = _log_rate(problem, state.u)
     for _ in range(steps):
-        score = _scored(problem, state)
-        root = torch.linalg.cholesky(score.data + torch.diag_embed(score.precision))
+        score = _scored(problem, state, at)
+        if root is None or problem.learned or slope.max() > _NEAR:
+            data = _information(problem, state, score)
+            prior = state.scale[:, : data.shape[1]].pow(-2)
+            root = torch.linalg.cholesky(data + torch.diag_embed(prior))
         step = torch.cholesky_solve(score.gradient[:, :, None], root)[:, :, 0]
         slope = (step * score.gradient).sum(1)
         if (slope < _SMALL).all():
@@ -285,21 +295,23 @@ def _climb(problem: _Problem, state: _State, steps: int) -> tuple[_State, float]
         step = pad(step, (0, state.u.shape[1] - step.shape[1]))
         for _ in range(12):
             new = state._replace(u=state.u + length[:, None] * step)
-            eta, _ = _log_rate(problem, new.u)
+            at = _log_rate(problem, new.u)
             bound = score.value + 1e-4 * length * slope
-            climbed = (_value(problem, new, eta) >= bound) | (slope < _SMALL)
+            climbed = (_value(problem, new, at[0], at[0].exp()) >= bound) | (slope < _SMALL)
             if climbed.all():
                 break
             length = torch.where(climbed, length, 0.4 * length)
         state = state._replace(u=torch.where(climbed[:, None], new.u, state.u))
+        at = at if climbed.all() else _log_rate(problem, state.u)
     return state, slope.max().item()
 
 
-def _move(problem: _Problem, state: _State, score: _Score) -> _State:
+def _move(problem: _Problem, state: _State) -> _State:
     """κ, and the priors, given every unit's mode and curvature."""
-    covariance = score.covariance()
-    free = (covariance * score.data.mT).sum((1, 2))
-    pearson = ((problem.response - score.rate).square() / score.rate).sum(0)
+    score = _scored(problem, state)
+    data, covariance = _curvature(problem, state, score)
+    free, rate = (covariance * data.mT).sum((1, 2)), score.rate.T
+    pearson = ((problem.response - rate).square() / rate).sum(0)
     kappa = (len(problem.response) - free).clamp_min(1.0) / pearson
     scale, centre = state.scale.clone(), state.centre.clone()
     variance = covariance.diagonal(dim1=1, dim2=2)

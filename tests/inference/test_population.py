@@ -44,7 +44,7 @@ def test_the_score_is_the_gradient_and_shares_alike_are_shares_of_each():
     state = state._replace(u=state.u + 0.1 * torch.randn_like(state.u), kappa=state.kappa * 3)
     at = state.u.clone().requires_grad_(True)
     eta, _ = population._log_rate(problem, at)
-    value = population._value(problem, state._replace(u=at), eta)
+    value = population._value(problem, state._replace(u=at), eta, eta.exp())
     (wanted,) = torch.autograd.grad(value.sum(), at)
     assert torch.allclose(population._scored(problem, state).gradient, wanted)
     p = torch.tensor([[0.1, 0.2, 0.3, 0.4]])
@@ -66,7 +66,7 @@ def test_the_information_is_that_of_the_data():
     for k in range(2):
         own = j[k, :, k]
         wanted = own.T @ (own * log_rate(state.u)[k].exp()[:, None])
-        found = population._scored(problem, state).data[k]
+        found = population._information(problem, state, population._scored(problem, state))[k]
         assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-4)
 
 
