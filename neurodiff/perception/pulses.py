@@ -21,7 +21,6 @@ References:
 import math
 from typing import ClassVar
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -36,8 +35,6 @@ from torch.distributions import (
 )
 
 from neurodiff.diffusion.weighting import Weighting
-
-_NODES = 32  # of Gauss and Legendre between the bounds
 
 
 class Pulses(nn.Module):
@@ -77,7 +74,7 @@ class Pulses(nn.Module):
 
     def __init__(self, use: nn.Module) -> None:
         super().__init__()
-        self.use, self.cells = use, getattr(use, "cells", 0)
+        self.use = use
         self.gain, self.exponent = (nn.Parameter(torch.tensor(v)) for v in (1.0, 0.5))
         self.square, self.cube, self.bias = (nn.Parameter(torch.tensor(0.0)) for _ in range(3))
         self.lapse = nn.Parameter(torch.tensor(0.02))
@@ -211,46 +208,28 @@ class OneSample(nn.Module):
 
 
 class Bounded(nn.Module):
-    r"""Adds up until ±B, and answers by the side: stops *because* of the evidence, kind (d).
+    r"""Answers once the sum reaches ±B: stops *because* of the evidence, kind (d).
 
-    .. math:: f_1 = N(b + e_1, 1), \qquad
-        f_{k+1}(x') = \int_{-B}^{B} f_k(x)\, N(x';\, x + e_{k+1},\, (k+1)^{2p} - k^{2p})\, dx
+    .. math:: P(1|n) = \sum_{k < n} S_k\, Φ\Big(\frac{D_k - B}{k^p}\Big) + S_n\, Φ(D_n / n^p),
+        \qquad S_k = \prod_{j < k} P(|D_j + j^p ξ_j| < B)
 
-    The density between the bounds is kept at Gauss-Legendre nodes; ``bound`` B is in s.d. of the
-    noise of one sample: LogNormal(1, 1).
+    The noise of each look is drawn anew, so that what is seen at the last sample is as in all the
+    other rows; noise that adds up would reach the bound by itself a little less often. ``bound`` B
+    is in s.d. of the noise of one sample: LogNormal(1, 1).
     """
 
-    nodes: Tensor
-    lengths: Tensor
-    cells = 3_000 * _NODES**2  # a matrix for each of some thousand trials: few draws at a time
     constraints: ClassVar = {"bound": constraints.positive}
     priors: ClassVar = {"bound": LogNormal(1.0, 1.0)}
 
     def __init__(self) -> None:
         super().__init__()
         self.bound = nn.Parameter(torch.tensor(4.0))
-        x, length = np.polynomial.legendre.leggauss(_NODES)
-        self.register_buffer("nodes", torch.tensor(x))
-        self.register_buffer("lengths", torch.tensor(length))
 
     def forward(self, e: Tensor, count: Tensor, noise: Tensor, bias: Tensor) -> Tensor:
         """P(1), without lapses."""
-        bound = self.bound[..., None]
-        x, length = bound * self.nodes, bound * self.lengths
-        step = torch.cat([noise[..., :1], (noise[..., 1:] ** 2 - noise[..., :-1] ** 2).sqrt()], -1)
-        first = e[..., :1] + bias
-        answers = [_phi(first[..., 0] / step[..., 0])]
-        up = _phi((first - bound)[..., 0] / step[..., 0])
-        density = _normal(x - first, step[..., :1])
-        for k in range(1, e.shape[-1]):
-            now, s = e[..., k : k + 1], step[..., k : k + 1]
-            mass = density * length
-            answers.append(up + (mass * _phi((x + now) / s)).sum(-1))
-            up = up + (mass * _phi((x + now - bound) / s)).sum(-1)
-            apart = x[..., :, None] - x[..., None, :] - now[..., None]
-            density = (_normal(apart, s[..., None]) * mass[..., None, :]).sum(-1)
-        return _last(torch.stack(answers, -1), count)
-
-
-def _normal(x: Tensor, sd: Tensor) -> Tensor:
-    return torch.exp(-0.5 * (x / sd) ** 2) / (math.sqrt(2 * math.pi) * sd)
+        total, bound = bias + e.cumsum(-1), self.bound[..., None]
+        up = _phi((total - bound) / noise)
+        within = _phi((bound - total) / noise) - _phi(-(bound + total) / noise)
+        still = torch.cat([torch.ones_like(within[..., :1]), within[..., :-1].cumprod(-1)], -1)
+        early = (_shown(e, count - 1) * still * up).sum(-1)
+        return early + _last(still * _phi(total / noise), count)
