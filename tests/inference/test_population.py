@@ -90,11 +90,12 @@ def test_the_scale_of_the_noise_is_found():
 
 
 @pytest.mark.slow
-def test_shares_are_calibrated():
+@pytest.mark.parametrize(("features", "spread"), [(6, 0.15), (48, 0.05)])
+def test_shares_are_calibrated(features, spread):
     """Ranks of truths drawn from the prior, among draws of the posterior."""
     g, ranks, inside, error = torch.Generator().manual_seed(0), [], [], []
     for seed in range(40):
-        φ, u, y, p, _ = simulated(100 + seed, units=16)
+        φ, u, y, p, _ = simulated(100 + seed, units=16, features=features, spread=spread)
         found = fit_rates(φ, u, y)
         at = torch.arange(4.0)
         drawn = (found.draws(400, g) * at).sum(-1)
