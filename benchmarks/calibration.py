@@ -20,11 +20,11 @@ from neurodiff.inference.calibration import calibrate, recovery
 from neurodiff.perception import bounds
 from neurodiff.perception.bounded import Bounded
 from neurodiff.perception.deadline import DeadlineMixture
-from neurodiff.perception.drifts import Leak, Power
+from neurodiff.perception.drifts import Leak, Power, Urgency
 from neurodiff.perception.frontend import InternalNoise
 from neurodiff.perception.ideal import Binary
 from neurodiff.perception.race import Race
-from neurodiff.perception.timed import SnrStop, TimeStop
+from neurodiff.perception.timed import SnrStop, StrengthStop, TimeStop
 
 LEVELS = np.linspace(-5, 3, 9)
 
@@ -125,6 +125,10 @@ def models():
     clock = TimeStop(Power(), laws.Normal(), *span, start=0.0)
     soon = {"law.loc": Normal(np.log(0.5), 0.4), "drift.gain": gain}
     yield "choice and time, time stop", clock, decisions(30), soon
+    sizes = [0.0, 0.1, 0.3]
+    own = StrengthStop(Power(), laws.Normal(0.0, 0.4), sizes, *span, start=0.0)
+    places = {"place": Normal(np.log(0.5), 0.4), "drift.gain": gain}
+    yield "choice and time, strength stop", own, decisions(30), places
     snr = SnrStop(Power(), laws.Normal(), *span, start=0.0)
     seen = {"law.loc": Normal(-0.7, 0.7), "law.scale": LogNormal(np.log(0.5), 0.5)}
     yield "choice and time, SNR stop", snr, decisions(30), seen | {"drift.gain": gain}
@@ -137,8 +141,12 @@ def models():
     yield "choice and time, deadline beside a bound", either, decisions(30), late
     leaky = Bounded(Leak(), bounds.Constant(), *span, start=0.0)
     yield "choice and time, leak", leaky, decisions(30), reached | {"drift.leak": Normal(0.0, 1.5)}
-    weibull = Bounded(Power(), bounds.Weibull(), *span, start=0.0)
-    yield "choice and time, Weibull bound", weibull, decisions(30), reached
+    urgent = Bounded(Urgency(), bounds.Constant(), *span, start=0.0)
+    yield "choice and time, urgency", urgent, decisions(30), reached
+    falling = bounds.Weibull(), bounds.Linear(), bounds.Spline(span[0])
+    for name, bound in zip(("Weibull", "linear", "spline"), falling, strict=True):
+        model = Bounded(Power(), bound, *span, start=0.0)
+        yield f"choice and time, {name} bound", model, decisions(30), reached
 
 
 def main():

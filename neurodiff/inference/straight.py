@@ -1,14 +1,14 @@
 r"""Coordinates in which a ridge of the posterior is straight, for draws that follow straight lines.
 
-.. math:: v = v(u), \quad |\partial v / \partial u| = 1, \qquad p(v \mid \text{data}) =
-    p(u(v) \mid \text{data}), \qquad L_v = \frac{\partial v}{\partial u}\, L_u \ \text{at the mode}
+.. math:: v = v(u), \qquad p(v \mid \text{data}) = p(u(v) \mid \text{data})\,
+    \Big|\frac{\partial v}{\partial u}\Big|^{-1}, \qquad
+    L_v = \frac{\partial v}{\partial u}\, L_u \ \text{at the mode}
 
 Where data fix the sum of two positive parameters and say little of their ratio, their logarithms
 lie on a curve that a normal about the mode leaves after one standard deviation; draws about it then
 miss what lies further along, and their weights cannot say so. A model that knows of such sums names
-the parameters (``ridges``), gives the sums by ``straight(u)`` and takes them back by ``bent(v)``:
-unconstrained parameters by dotted name, in maps whose determinant is one, so that a density is the
-same number in u and in v.
+the parameters (``ridges``), gives the sums by ``straight(u)``, takes them back by ``bent(v)``, and
+says by ``stretch(u)`` what the log of the determinant is: unconstrained parameters by dotted name.
 """
 
 from collections.abc import Callable
@@ -34,7 +34,8 @@ class Straight(Pooled):
     >>> from neurodiff.diffusion.laws import Logistic
     >>> from neurodiff.inference.priors import sites
     >>> from neurodiff.perception.drifts import Power
-    >>> from neurodiff.perception.timed import TimeStop, places
+    >>> from neurodiff.perception.on_clock import places
+    >>> from neurodiff.perception.timed import TimeStop
     >>> model = TimeStop(Power(), Logistic(), horizon=2.0)
     >>> own = Straight(Pooled(sites(model, places(model.law))), model)
     >>> torch.allclose(own.bent(own.straight(torch.ones(own.size))), torch.ones(own.size))
@@ -53,11 +54,18 @@ class Straight(Pooled):
         """u(v)."""
         return self._each(self.model.bent, v)  # pyright: ignore
 
+    def stretch(self, u: Float[Tensor, "*draw size"]) -> Float[Tensor, "*draw"]:
+        """Log of the determinant of v(u)."""
+        return self.model.stretch(self._named(u))  # pyright: ignore
+
     def _each(self, move: Callable[[dict[str, Tensor]], dict[str, Tensor]], u: Tensor) -> Tensor:
         """A map of some parameters, the others as they are."""
-        names = [site.name for site in self.sites]
-        parts = dict(zip(names, u.split(self.sizes, -1), strict=True))
+        parts = self._named(u)
         return torch.cat(list((parts | move(parts)).values()), -1)
+
+    def _named(self, u: Tensor) -> dict[str, Tensor]:
+        names = [site.name for site in self.sites]
+        return dict(zip(names, u.split(self.sizes, -1), strict=True))
 
     def constrain(self, u: Float[Tensor, "*draw size"]) -> dict[str, Tensor]:
         """The parameters of flat vectors v, by dotted name."""
@@ -67,7 +75,8 @@ class Straight(Pooled):
         self, u: Float[Tensor, " size"], *coefficients: tuple[Tensor, ...]
     ) -> Float[Tensor, ""]:
         """Log p(v)."""
-        return self.inner.log_prior(self.bent(u), *coefficients)
+        bent = self.bent(u)
+        return self.inner.log_prior(bent, *coefficients) - self.stretch(bent)
 
     def start(self) -> Float[Tensor, " size"]:
         """The v of the values that the modules hold."""
@@ -81,17 +90,21 @@ class Straight(Pooled):
 def straightened(posterior: Posterior, modes: Modes) -> tuple[Posterior, Modes]:
     """A posterior and its modes by v, where all that the ridges of its model are about is free.
 
-    Otherwise they are as given. As the determinant is one modes stay modes.
+    Otherwise they are as given. Where the determinant is not one the mode by v is a little beside.
     """
     inner, ridges = posterior.parameters, getattr(posterior.model, "ridges", ())
     if not ridges or isinstance(inner, Straight | Grouped):
         return posterior, modes
-    free = {site.name for site in inner.sites if site.size == 1}
-    if not free.issuperset(ridges):
+    if not {site.name for site in inner.sites}.issuperset(ridges):
         return posterior, modes
     own = Straight(inner, posterior.model)
     axes = [
         torch.func.jvp(own.straight, (modes.u,), (axis,))[1] for axis in modes.factor.unbind(-1)
     ]
-    moved = replace(modes, u=own.straight(modes.u), factor=nearest_root(torch.stack(axes, -1)))
+    moved = replace(
+        modes,
+        u=own.straight(modes.u),
+        factor=nearest_root(torch.stack(axes, -1)),
+        log_prob=modes.log_prob - own.stretch(modes.u),
+    )
     return replace(posterior, parameters=own), moved

@@ -24,8 +24,9 @@ from neurodiff.perception.bounded import CONDITIONS, Bounded
 from neurodiff.perception.bounds import Bound
 from neurodiff.perception.drifts import Steady, position
 from neurodiff.perception.first_passage import survival
+from neurodiff.perception.on_clock import OnClock
 from neurodiff.perception.reaction import part
-from neurodiff.perception.timed import OnClock, normal_cdf
+from neurodiff.perception.timed import normal_cdf
 from neurodiff.perception.volterra import Path, decayed
 
 

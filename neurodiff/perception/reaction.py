@@ -193,18 +193,15 @@ def jittered(
         jitter: () or (condition, 1).
     """
     dt, n = time[0], len(time)
-    # how far a point of the table lies behind a decision, in quarters of a step: few distances
-    place = torch.arange(_FINE * n + 1, device=dt.device)[:, None]
-    behind = place - _FINE * (torch.arange(n, device=dt.device) + 1)
     every = dt / _FINE * torch.arange(-_FINE * n, _FINE * n + 1, device=dt.device)
     z = (every - delay) / jitter
-    each = (dt * torch.exp(-0.5 * z * z) / (math.sqrt(2 * math.pi) * jitter))[
-        ..., behind + _FINE * n
-    ]
-    if each.dim() > 2:
-        return each @ g
+    each = dt * torch.exp(-0.5 * z * z) / (math.sqrt(2 * math.pi) * jitter)
+    # how far the table lies behind a decision is a window of these, a step earlier for a later one
+    behind, g = each.unfold(-1, _FINE * n + 1, _FINE)[..., :n, :].mT, g.flip(-2)
+    if behind.dim() > 2:
+        return behind @ g
     # one delay for all conditions is one product: a batch of them would copy the matrix for each
-    return (each @ g.transpose(0, 1).flatten(1)).unflatten(1, (len(g), 2)).transpose(0, 1)
+    return (behind @ g.transpose(0, 1).flatten(1)).unflatten(1, (len(g), 2)).transpose(0, 1)
 
 
 def _tabulated(table: Float[Tensor, "condition fine 2"], fine: Tensor) -> LogDensity:

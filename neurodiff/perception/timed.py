@@ -26,7 +26,7 @@ from typing import ClassVar
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.distributions import Distribution, LogNormal, Normal, constraints
+from torch.distributions import Distribution, Normal, constraints
 from torch.distributions.constraints import Constraint
 from torch.func import functional_call
 from torch.nn.functional import logsigmoid
@@ -34,24 +34,10 @@ from torch.nn.functional import logsigmoid
 from neurodiff.diffusion.law import Law, LocationScale
 from neurodiff.perception.drifts import Power, Steady, position
 from neurodiff.perception.first_passage import Path
+from neurodiff.perception.on_clock import OnClock, parted, summed
 from neurodiff.perception.reaction import Reaction, part
 
 _HALVINGS = 12  # of the first cell of time: an SNR may be reached in microseconds
-
-
-def places(law: Law) -> dict[str, Distribution]:
-    """Parameter priors of a law on log seconds: half a second, with an s.d. of 0.3, or so.
-
-    >>> from neurodiff.diffusion.laws import Logistic
-    >>> sorted(places(Logistic()))
-    ['law.loc', 'law.scale']
-    """
-    if not isinstance(law, LocationScale):
-        return {}
-    return {
-        "law.loc": Normal(math.log(0.5), 1.0),
-        "law.scale": LogNormal(math.log(0.3), 0.7),
-    }
 
 
 def normal_cdf(z: Tensor) -> Tensor:
@@ -61,56 +47,6 @@ def normal_cdf(z: Tensor) -> Tensor:
     tensor(0.5000)
     """
     return 0.5 * torch.erfc(-math.sqrt(0.5) * z)
-
-
-def _summed(x: Tensor, y: Tensor, power: float) -> tuple[Tensor, Tensor]:
-    """Log ratio and log sum, x - y and log(e^{px} + e^{py})/p: a map of determinant one."""
-    return x - y, torch.logaddexp(power * x, power * y) / power
-
-
-def _parted(ratio: Tensor, total: Tensor, power: float) -> tuple[Tensor, Tensor]:
-    """The x and y of a ratio and a sum."""
-    return tuple(total + logsigmoid(s * power * ratio) / power for s in (1, -1))  # pyright: ignore
-
-
-class OnClock:
-    """A law of log seconds, after which a delay comes: of both the times show the sum."""
-
-    law: Law
-    ridges = "delay", "jitter", "law.loc", "law.scale"  # the posterior bends about these
-
-    def centre(self, trials: dict[str, Tensor]) -> dict[str, Distribution]:
-        """Default priors of the law, which is one of log seconds."""
-        return places(self.law)
-
-    def straight(self, u: dict[str, Tensor]) -> dict[str, Tensor]:
-        r"""Sums that the times show, and ratios that they hardly do, by their logarithms.
-
-        .. math:: \text{delay} + e^{\text{loc}}, \qquad
-            \text{jitter}^2 + (\text{scale}\, e^{\text{loc}})^2
-
-        about the median of the reaction times and their variance.
-
-        Args:
-            u: Logarithms of delay, jitter (above its least) and scale, and the loc.
-
-        >>> from neurodiff.diffusion.laws import Logistic
-        >>> model = TimeStop(Power(), Logistic(), horizon=2.0)
-        >>> v = model.straight(dict.fromkeys(model.ridges, torch.tensor(0.0)))
-        >>> v["law.loc"].exp(), model.bent(v)["law.loc"]
-        (tensor(2.), tensor(0.))
-        """
-        delay, jitter, loc, scale = (u[name] for name in self.ridges)
-        delay, loc = _summed(delay, loc, 1.0)
-        jitter, scale = _summed(jitter, scale + u["law.loc"], 2.0)
-        return dict(zip(self.ridges, (delay, jitter, loc, scale), strict=True))
-
-    def bent(self, v: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What :meth:`straight` was given."""
-        delay, jitter, loc, scale = (v[name] for name in self.ridges)
-        delay, loc = _parted(delay, loc, 1.0)
-        jitter, scale = _parted(jitter, scale, 2.0)
-        return dict(zip(self.ridges, (delay, jitter, loc, scale - loc), strict=True))
 
 
 class TimeStop(OnClock, Reaction):
@@ -260,6 +196,7 @@ class StrengthStop(TimeStop):
     """
 
     strengths: Tensor
+    ridges = "delay", "jitter", "place", "law.scale"
 
     def __init__(
         self,
@@ -296,3 +233,40 @@ class StrengthStop(TimeStop):
         which = (stimulus["strength"].abs() - self.strengths).abs().argmin(1, keepdim=True)
         place = values["place"].reshape(-1, len(self.strengths)).expand(len(which), -1)
         return self.edges.log() - place.gather(1, which)
+
+    def straight(self, u: dict[str, Tensor]) -> dict[str, Tensor]:
+        r"""The sums of delay and place that each strength's times show, and one ratio.
+
+        .. math:: s_j = \log(\text{delay} + e^{m_j}), \qquad
+            r = \log \text{delay} - \min_j m_j, \qquad
+            \Big|\frac{\partial(r, s)}{\partial(\log\text{delay}, m)}\Big| =
+            \prod_{j \ne \arg\min m} \sigma(m_j - \log\text{delay})
+
+        Args:
+            u: As of a :class:`TimeStop`, with one place for each strength.
+
+        >>> from neurodiff.diffusion.laws import Normal
+        >>> model = StrengthStop(Power(), Normal(0.0, 0.3), [0.1, 0.5], horizon=2.0)
+        >>> u = dict.fromkeys(model.ridges, torch.zeros(1)) | {"place": torch.zeros(2)}
+        >>> model.straight(u)["place"].exp(), model.bent(model.straight(u))["place"]
+        (tensor([2., 2.]), tensor([0., 0.]))
+        """
+        delay, jitter, place, scale = (u[name] for name in self.ridges)
+        jitter, scale = summed(jitter, scale + place.mean(-1, keepdim=True), 2.0)
+        ratio = delay - place.amin(-1, keepdim=True)
+        each = ratio, jitter, torch.logaddexp(delay, place), scale
+        return dict(zip(self.ridges, each, strict=True))
+
+    def bent(self, v: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What :meth:`straight` was given."""
+        ratio, jitter, total, scale = (v[name] for name in self.ridges)
+        delay = total.amin(-1, keepdim=True) + logsigmoid(ratio)
+        place = total + (-torch.expm1(delay - total)).log()
+        jitter, scale = parted(jitter, scale, 2.0)
+        each = delay, jitter, place, scale - place.mean(-1, keepdim=True)
+        return dict(zip(self.ridges, each, strict=True))
+
+    def stretch(self, u: dict[str, Tensor]) -> Tensor:
+        """Log of the determinant of :meth:`straight`."""
+        apart = u["place"] - u["delay"]
+        return logsigmoid(apart).sum(-1) - logsigmoid(apart.amin(-1))
