@@ -205,7 +205,7 @@ def figure():
     axes[2].axvline(0, lw=0.6, color="grey")
     axes[2].set_yticks(range(len(names)), names, fontsize=6)
     axes[2].set_xlabel("nats above w = 1, all people (bars 2 s.e. over runs)")
-    axes[2].legend(frameon=False, fontsize=6, loc="lower left")
+    axes[2].legend(frameon=False, fontsize=6, loc="upper left")
     for kind in ("png", "pdf"):
         fig.savefig(FIGURES / f"17_pulses.{kind}", dpi=300)
 
