@@ -211,8 +211,11 @@ def rows(session, made):
     none = torch.zeros(len(y), 1, 1, dtype=y.dtype)
     yield "no energy", "-", none, own
     yield "denoised", "own", made["denoised"], own
-    for family in ("Gaussian blur", "steerable pyramid", "linear denoiser"):
-        yield family, "own", made[family], own
+    for family in (
+        "Gaussian blur", "steerable pyramid", "linear denoiser", "denoised, 8 draws"
+    ):  # fmt: skip
+        if family in made:
+            yield family, "own", made[family], own
     yield "denoised", "one free level", made["denoised"], one_level
     yield "Gaussian blur", "one free level", made["Gaussian blur"], one_level
     yield "denoised", "the clean image (elbo)", made["denoised"][:, -1:], own

@@ -23,6 +23,7 @@ from neurodiff.perception.deadline import DeadlineMixture
 from neurodiff.perception.drifts import Leak, Power, Urgency
 from neurodiff.perception.frontend import InternalNoise
 from neurodiff.perception.ideal import Binary
+from neurodiff.perception.pulses import Leaky, Pulses, Stops, StopsFreely
 from neurodiff.perception.race import Race
 from neurodiff.perception.timed import SnrStop, StrengthStop, TimeStop
 
@@ -60,6 +61,19 @@ def labels(stimuli=60, times=10):
     return table, xr.Dataset({"shown": ("trial", shown), "choice": ("trial", 0 * shown)})
 
 
+def samples(trials=400):
+    """One to five samples of evidence, whose ratios are those of normals 1.35 s.d. apart."""
+    rng = np.random.default_rng(0)
+    count = rng.integers(1, 6, trials)
+    side = rng.choice([-1.0, 1.0], (trials, 1))
+    llr = 0.9 * side + 1.35 * rng.normal(size=(trials, 5))
+    llr[np.arange(5) >= count[:, None]] = 0.0
+    return xr.Dataset({
+        "pulse_llr": (("trial", "pulse"), llr), "pulse_count": ("trial", count * 1.0),
+        "choice": ("trial", np.zeros(trials)),
+    })  # fmt: skip
+
+
 def survival(law):
     return nd.SurvivalWeighting(law)
 
@@ -93,6 +107,10 @@ def models():
     yield "labels, averaged evidence", averaged, answers, {}
     stopped = nd.StoppedEvidence(survival(laws.Logistic()), table)
     yield "labels, stopped evidence", stopped, answers, {}
+    heard = {"gain": LogNormal(0.0, 0.4), "use.weighting.law.loc": Normal(1.0, 0.7)}
+    yield "samples, stopping law", Pulses(Stops(survival(laws.Logistic()))), samples(), heard
+    yield "samples, any falling w", Pulses(StopsFreely()), samples(), {"gain": heard["gain"]}
+    yield "samples, leak", Pulses(Leaky()), samples(), {"gain": heard["gain"]}
     one = nd.observers.Counts(history=0)
     yield (
         "spikes, one a bin",
