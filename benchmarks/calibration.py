@@ -61,7 +61,7 @@ def labels(stimuli=60, times=10):
     return table, xr.Dataset({"shown": ("trial", shown), "choice": ("trial", 0 * shown)})
 
 
-def samples(trials=400):
+def samples(trials=2100):
     """One to five samples of evidence, whose ratios are those of normals 1.35 s.d. apart."""
     rng = np.random.default_rng(0)
     count = rng.integers(1, 6, trials)
