@@ -226,8 +226,9 @@ class Posterior:
 
     @property
     def _fits_single(self) -> bool:
-        observer = getattr(self.model, "observer", None)
-        return self.response.shape[-1] >= _LONG and getattr(observer, "single", False)
+        observer = getattr(self.model, "observer", self.model)
+        long = max(self.response.shape[-1], getattr(self.model, "cells", 0)) >= _LONG
+        return long and getattr(observer, "single", False)
 
     @cached_property
     def _single(self) -> "Posterior":
