@@ -64,11 +64,8 @@ class Categorise(nn.Module):
 
     def prepare(self, trials: dict[str, Tensor]) -> dict[str, Tensor]:
         """Each trial's level as a row of 0 and 1, and |sin 2s|: computed once."""
-        # a product with it costs less than picking rows does, going back
-        index = trials["level"].long()
-        self.cells = len(index) * self._nodes  # numbers in a temporary
-        oblique = torch.sin(trials["orientation"] * (math.pi / 90)).abs()
-        return {"level_is": one_hot(index, self.levels).to(trials["level"]), "oblique": oblique}
+        self.cells = len(trials["level"]) * self._nodes  # numbers in a temporary
+        return by_level(trials, self.levels)
 
     def forward(self, trials: dict[str, Tensor]) -> Distribution:
         """The probability of choosing 1."""
@@ -89,6 +86,13 @@ class Categorise(nn.Module):
             twice = twice + 1 - torch.erf(s * rate + at)
         p = 0.5 * ((twice @ mass.mT) * which).sum(-1)
         return Bernoulli(probs=0.5 * self.lapse + (1 - self.lapse) * p, validate_args=False)
+
+
+def by_level(trials: dict[str, Tensor], levels: int) -> dict[str, Tensor]:
+    """``level_is`` (trial, level), 1 at each trial's level and else 0; ``oblique``, |sin 2s|."""
+    # a product with a row of 0 and 1 costs less than picking rows does, going back
+    rows = one_hot(trials["level"].long(), levels).to(trials["level"])
+    return {"level_is": rows, "oblique": torch.sin(trials["orientation"] * (math.pi / 90)).abs()}
 
 
 def strengths(levels: int) -> Float[np.ndarray, " level"]:
