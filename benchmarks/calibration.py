@@ -19,10 +19,15 @@ import neurodiff as nd
 from neurodiff.inference.calibration import calibrate, recovery
 from neurodiff.perception import bounds
 from neurodiff.perception.bounded import Bounded
+from neurodiff.perception.categories import Linear
+from neurodiff.perception.confidence import Cuts, Reports
 from neurodiff.perception.deadline import DeadlineMixture
-from neurodiff.perception.drifts import Leak, Power
+from neurodiff.perception.drifts import Leak
+from neurodiff.perception.drifts import Power as PowerDrift
 from neurodiff.perception.frontend import InternalNoise
 from neurodiff.perception.ideal import Binary
+from neurodiff.perception.measurement import Power, Stopped
+from neurodiff.perception.orientation import Categorise, strengths
 from neurodiff.perception.race import Race
 from neurodiff.perception.timed import SnrStop, TimeStop
 
@@ -60,6 +65,14 @@ def labels(stimuli=60, times=10):
     return table, xr.Dataset({"shown": ("trial", shown), "choice": ("trial", 0 * shown)})
 
 
+def orientations(times=8):
+    """Both categories of task B at six strengths, as in Adler & Ma."""
+    rng, level = np.random.default_rng(0), np.repeat(np.arange(6.0), 6 * times)
+    s = rng.normal(0, np.where(np.arange(len(level)) % 2, 12.0, 3.0))
+    columns = {"orientation": s, "level": level, "choice": 0 * s, "report": 0 * s}
+    return xr.Dataset({name: ("trial", values) for name, values in columns.items()})
+
+
 def survival(law):
     return nd.SurvivalWeighting(law)
 
@@ -93,6 +106,12 @@ def models():
     yield "labels, averaged evidence", averaged, answers, {}
     stopped = nd.StoppedEvidence(survival(laws.Logistic()), table)
     yield "labels, stopped evidence", stopped, answers, {}
+    shown, six = orientations(), strengths(6)
+    floor = Power(six, floor=True)
+    yield "orientation, noise floor", Categorise(floor, Linear("B")), shown, {}
+    stops = Stopped(six, laws.Logistic())
+    yield "orientation, stopping law", Categorise(stops, Linear("B")), shown, {}
+    yield "orientation and confidence, floor", Reports(floor, Cuts("B")), shown, {}
     one = nd.observers.Counts(history=0)
     yield (
         "spikes, one a bin",
@@ -119,25 +138,25 @@ def models():
     gain, height = LogNormal(np.log(8.0), 0.4), LogNormal(0.0, 0.3)
     span = 1.6, 40
     for name, bound in (("constant", bounds.Constant()), ("exponential", bounds.Exponential())):
-        model = Bounded(Power(), bound, *span, start=0.0)
+        model = Bounded(PowerDrift(), bound, *span, start=0.0)
         reached = {"bound.height": height, "drift.gain": gain}
         yield f"choice and time, {name} bound", model, decisions(30), reached
-    clock = TimeStop(Power(), laws.Normal(), *span, start=0.0)
+    clock = TimeStop(PowerDrift(), laws.Normal(), *span, start=0.0)
     soon = {"law.loc": Normal(np.log(0.5), 0.4), "drift.gain": gain}
     yield "choice and time, time stop", clock, decisions(30), soon
-    snr = SnrStop(Power(), laws.Normal(), *span, start=0.0)
+    snr = SnrStop(PowerDrift(), laws.Normal(), *span, start=0.0)
     seen = {"law.loc": Normal(-0.7, 0.7), "law.scale": LogNormal(np.log(0.5), 0.5)}
     yield "choice and time, SNR stop", snr, decisions(30), seen | {"drift.gain": gain}
-    race = Race(Power(), *span, start=0.0)
+    race = Race(PowerDrift(), *span, start=0.0)
     run = {"height": height, "base": Normal(1.5, 1.0), "drift.gain": gain}
     yield "choice and time, race", race, decisions(30), run
     # as often given up as carried through
-    either = DeadlineMixture(Power(), bounds.Constant(), laws.Normal(), *span, start=0.0)
+    either = DeadlineMixture(PowerDrift(), bounds.Constant(), laws.Normal(), *span, start=0.0)
     late = reached | {"law.loc": Normal(np.log(0.6), 0.4)}
     yield "choice and time, deadline beside a bound", either, decisions(30), late
     leaky = Bounded(Leak(), bounds.Constant(), *span, start=0.0)
     yield "choice and time, leak", leaky, decisions(30), reached | {"drift.leak": Normal(0.0, 1.5)}
-    weibull = Bounded(Power(), bounds.Weibull(), *span, start=0.0)
+    weibull = Bounded(PowerDrift(), bounds.Weibull(), *span, start=0.0)
     yield "choice and time, Weibull bound", weibull, decisions(30), reached
 
 

@@ -218,7 +218,7 @@ def adler(files: Files, part: str, attrs: Attrs) -> xr.Dataset:
         if not any(found <= set(allowed) for allowed in ADLER[name]):
             wanted = " or ".join(map(str, ADLER[name]))
             raise DataError(f"{file.name} holds {name} {sorted(found)}, wanted {wanted}")
-    tilt = np.abs(frame["orientation"].to_numpy(float))
+    tilt = np.abs(np.asarray(frame["orientation"], dtype=float))
     if not (tilt <= 90).all():
         row = int(np.flatnonzero(~(tilt <= 90))[0])
         raise DataError(

@@ -13,7 +13,11 @@ from neurodiff.inference.posterior import posterior
 from neurodiff.inference.priors import Pooled, sites
 from neurodiff.perception.bounded import Bounded
 from neurodiff.perception.bounds import Exponential
-from neurodiff.perception.drifts import Power
+from neurodiff.perception.categories import Linear
+from neurodiff.perception.confidence import Cuts, Reports
+from neurodiff.perception.drifts import Power as PowerDrift
+from neurodiff.perception.measurement import Power, Stopped
+from neurodiff.perception.orientation import Categorise, strengths
 
 
 def design(repeats=20):
@@ -107,9 +111,51 @@ def test_choices_and_times_are_calibrated():
         "bound.height": torch.distributions.LogNormal(0.0, 0.3),
         "drift.gain": torch.distributions.LogNormal(2.1, 0.4),
     }
-    model = Bounded(Power(), Exponential(), 2.0, 60, start=0.0)
+    model = Bounded(PowerDrift(), Exponential(), 2.0, 60, start=0.0)
     result = calibrate(model, data, sets=60, priors=priors, seed=0)
     assert result.family_p > 0.01, result.p_values
+
+
+def orientations(task, times=8):
+    """Stimuli of both categories of a task at six strengths."""
+    rng, level = np.random.default_rng(0), np.repeat(np.arange(6.0), 6 * times)
+    wide = np.arange(len(level)) % 2
+    s = rng.normal(0, np.where(wide, 12.0, 3.0)) if task == "B" else rng.normal(8 * wide - 4, 5.0)
+    columns = {"orientation": s, "level": level, "choice": 0 * s, "report": 0 * s}
+    return xr.Dataset({name: ("trial", values) for name, values in columns.items()})
+
+
+def measured(kind):
+    six = strengths(6)
+    return Power(six, floor=True) if kind == "floor" else Stopped(six, nd.laws.Logistic())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["floor", "law"])
+@pytest.mark.parametrize("task", ["A", "B"])
+def test_choices_of_orientations_are_calibrated(task, kind):
+    model = Categorise(measured(kind), Linear(task))
+    result = calibrate(model, orientations(task), sets=100, seed=0)
+    assert result.family_p > 0.01, result.p_values
+
+
+@pytest.mark.slow
+def test_reports_of_orientations_are_calibrated():
+    model = Reports(measured("floor"), Cuts("A"))
+    result = calibrate(model, orientations("A"), sets=60, seed=0)
+    assert result.family_p > 0.01, result.p_values
+
+
+@pytest.mark.slow
+def test_what_is_measured_is_recovered_from_choices():
+    truths = {"measurement.shift": -3.0, "measurement.power": 0.8, "measurement.floor": -2.0}
+    model = Categorise(measured("floor"), Linear("A"))
+    data = orientations("A", 60)
+    found = recovery(calibrate(model, data, sets=30, truths=truths, seed=0))
+    for name in truths:
+        # the mean over 30 sets, within 4 standard errors and what the prior shrinks
+        assert abs(found[name]["bias"]) < 4 * found[name]["rmse"] / np.sqrt(30) + 0.1
+    assert found["measurement.shift"]["rmse"] < 0.5
 
 
 @pytest.mark.slow
