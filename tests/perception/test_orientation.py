@@ -219,6 +219,19 @@ def test_people_of_unequal_numbers_are_a_loop():
     assert torch.allclose(joint.log_prob(u), alone, rtol=1e-12)
 
 
+def test_draws_of_many_nodes_are_weighed_in_single_precision():
+    rng = np.random.default_rng(0)
+    columns = {"orientation": rng.normal(0, 8, 420), "level": np.arange(420) % 6 * 1.0}
+    columns["choice"] = np.arange(420) % 2 * 1.0
+    data = xr.Dataset({name: ("trial", values) for name, values in columns.items()})
+    one = join(Categorise(logistic(), Linear("B")), data).posterior
+    assert one._fits_single
+    u = one.parameters.start() + 0.5 * torch.randn(50, one.size)
+    exact = one.draws_log_prob(u[None]) - one.parameters.draws_log_prior(u[None])
+    # a rounding of 1e-7 in each of the 420, some of probability 0.01
+    assert torch.allclose(one.draws_terms(u[None])[1].sum(-1), exact, atol=2e-3)
+
+
 def test_free_levels_are_power_laws_of_their_own():
     model = Categorise(Free(6), rule("A"))
     power = Power(np.linspace(-1.0, 1.0, 6))
