@@ -84,7 +84,7 @@ def confidence():
                     draws = DRAWS if rule == "linear" else MORE
                     fitted = fit_parts(bound(parts["A"], ROWS[name], rule, "A"), draws)
                     values = measured(fitted, CARRIED // 3)
-                    each, k_hat = carry(values, onto, fold, 2 * PROPOSED)
+                    each, k_hat = carry(values, onto, fold, 4 * PROPOSED)
                     frame[f"from {source}"], frame[f"noise from {source}"] = over_draws(each)
                     frame[f"k_hat from {source}"] = (k_hat > 0.7).mean((0, 2))
                     frame[f"k_hat of {source}"] = fitted.draws.k_hat.numpy()
@@ -118,10 +118,10 @@ def modes_in(parts, name, rule, task, given=None):
 
 
 def at_person(model, values, i, data):
-    """The distribution of a person's answers."""
+    """Probabilities of a person's answers."""
     trials, _ = bind(model, data)
     with torch.no_grad():
-        return functional_call(model, {k: v[i] for k, v in values.items()}, (trials,))
+        return functional_call(model, {k: v[i] for k, v in values.items()}, (trials,)).probs.numpy()
 
 
 def informed(model, values, i, data):
@@ -137,7 +137,7 @@ def informed(model, values, i, data):
     g = ndtr((s - k) / sigma) + (ndtr((-s - k) / sigma) if model.rule.task == "B" else 0)
     slope = np.gradient(g, GRID, axis=1) * (1 - own["lapse"].item())
     slope *= GRID < most[data["level"].values.astype(int)][:, None]
-    p = at_person(model, values, i, data).probs.numpy()
+    p = at_person(model, values, i, data)
     return (slope**2 / (p * (1 - p))[:, None]).sum(0)
 
 
@@ -153,7 +153,7 @@ def curves():
                 given = {k: v for k, v in values.items() if k.startswith("measurement.")}
                 model, there = modes_in(both["B"], name, rule, "B", given)
                 for i, data in enumerate(both["B"]):
-                    p = at_person(model, there, i, data).probs.numpy()
+                    p = at_person(model, there, i, data)
                     rows.append(pd.DataFrame({
                         "row": name, "what": what, "level": data["level"].values // 2,
                         "bin": np.digitize(abs(data["orientation"].values), EDGES) - 1,

@@ -5,7 +5,7 @@ r"""Choice and confidence as one report: seven cut-points on the measurement of 
     P(r \mid s) = \tfrac{l}{8} + (1 - l)\, E_\lambda\, P(k_r < y \le k_{r+1}), \qquad
     y = x \ (\text{task A}), \quad y = |x| \ (\text{task B})
 
-    k_4 = k_0 + m \sigma, \qquad k_{j+1} - k_j = a_j + b_j \sigma
+    k_4 = k_0 + m \sigma, \qquad k_{j+1} - k_j = a_j\,(\sigma / 5°)^{b_j}
 
 Reports 0 to 7 are choice 0 with confidence 4, 3, 2, 1 and choice 1 with 1, 2, 3, 4, so that k₄
 parts the choices. Where the measurement ends is :mod:`~neurodiff.perception.measurement`, the same
@@ -19,7 +19,7 @@ from typing import ClassVar
 import torch
 import xarray as xr
 from torch import Tensor, nn
-from torch.distributions import Beta, Categorical, Distribution, LogNormal, constraints
+from torch.distributions import Beta, Categorical, Distribution, LogNormal, Normal, constraints
 
 from neurodiff.data.schema import DataError
 from neurodiff.perception.categories import Linear
@@ -27,7 +27,8 @@ from neurodiff.perception.measurement import Measurement
 from neurodiff.perception.orientation import by_level
 
 REPORTS = 8
-_FAR = 1e4  # degrees: beyond any measurement
+_FAR = 1e12  # degrees: beyond any measurement, however noisy
+MIDDLE = 5.0  # degrees: the noise at which distances of cut-points are a
 
 
 class Cuts(Linear):
@@ -35,35 +36,34 @@ class Cuts(Linear):
 
     Args:
         task: "A" or "B".
-        slopes: Whether distances grow with σ. Priors: a LogNormal(log 2, 1) degrees, b
-            LogNormal(log 0.3, 1).
+        slopes: Whether distances follow σ, else b is 0 and so is m. Priors: a LogNormal(log 3, 1)
+            degrees, b Normal(0.5, 0.5).
 
-    >>> Cuts("A")(torch.tensor([1.0])).detach().numpy().round(1)
-    array([[-6.9, -4.6, -2.3,  0. ,  2.3,  4.6,  6.9]])
+    >>> Cuts("A")(torch.tensor([5.0])).detach().numpy().round(1)
+    array([[-9., -6., -3.,  0.,  3.,  6.,  9.]])
     """
 
     constraints: ClassVar = {
         **Linear.constraints,
         "gap": constraints.independent(constraints.positive, 1),
-        "growth": constraints.independent(constraints.positive, 1),
+        "growth": constraints.real_vector,
     }
 
     def __init__(self, task: str, slopes: bool = True) -> None:
         super().__init__(task)
-        self.gap = nn.Parameter(torch.full((6,), 2.0))
-        self.growth = nn.Parameter(torch.full((6,), 0.3)) if slopes else None
+        self.gap = nn.Parameter(torch.full((6,), 3.0))
+        self.growth = nn.Parameter(torch.full((6,), 0.5 if slopes else 0.0), requires_grad=slopes)
         if not slopes:
             self.slope.requires_grad_(False).fill_(0.0)
-        for name, value in (("gap", 2.0), ("growth", 0.3)):
-            self.priors[name] = LogNormal(torch.full((6,), math.log(value)), torch.ones(6))
+        like = torch.ones(6)
+        self.priors["gap"] = LogNormal(math.log(3.0) * like, like)
+        self.priors["growth"] = Normal(0.5 * like, 0.5 * like)
 
     def forward(self, sigma: Tensor) -> Tensor:
         """Seven boundaries at noise of any shape, in a last dimension, degrees."""
         middle = (self.offset + self.slope * sigma)[..., None]
-        step = self.gap
-        if self.growth is not None:
-            step = step + self.growth * sigma[..., None]
-        step = step.expand(*sigma.shape, 6)
+        # a product, not a sum of two positive parts: what is left of one could then be anything
+        step = self.gap * (sigma / MIDDLE)[..., None] ** self.growth
         low = middle - step[..., :3].flip(-1).cumsum(-1).flip(-1)
         k = torch.cat([low, middle, middle + step[..., 3:].cumsum(-1)], -1)
         return k if self.task == "A" else k.clamp(min=0.0)
@@ -107,7 +107,7 @@ class Reports(nn.Module):
             trials = trials | self.prepare(trials)
         logsnr, mass = self.measurement()
         sigma = torch.exp(-0.5 * logsnr)
-        k = self.rule(sigma)
+        k = self.rule(sigma).clamp(-_FAR, _FAR)
         low, high = (torch.full_like(k[..., :1], x) for x in (-_FAR, _FAR))
         ends = torch.cat([low if self.rule.task == "A" else 0 * low, k, high], -1)
         return Report(self, trials, sigma, mass, ends)

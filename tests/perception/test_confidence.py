@@ -69,6 +69,22 @@ def test_reports_sum_to_the_choices(task):
     np.testing.assert_allclose(p[:, 4:].sum(-1), alone, atol=1e-12)
 
 
+def test_distances_of_cut_points_follow_the_noise():
+    rule = cuts("A")
+    k = rule(torch.tensor([0.5, 5.0, 20.0])).detach().numpy()
+    sigma, gap = np.array([0.5, 5.0, 20.0])[:, None], rule.gap.detach().numpy()
+    np.testing.assert_allclose(np.diff(k), gap * (sigma / 5) ** np.linspace(0.1, 0.6, 6))
+    np.testing.assert_allclose(k[:, 3:4], 0.7 + 0.2 * sigma)
+
+
+def test_a_stimulus_that_is_not_seen_is_reported_all_the_same():
+    model = Reports(Power([-60.0]), cuts("B")).double()
+    model.rule.growth.data.fill_(1.5)
+    p = model({"orientation": torch.zeros(1), "level": torch.zeros(1)}).probs
+    assert (p > 0).all()
+    assert p.sum().item() == pytest.approx(1, abs=1e-12)
+
+
 def test_samples_have_the_probabilities():
     model, trials = Reports(laws(), cuts("B")).double(), shown(2)
     answer = model(trials)
