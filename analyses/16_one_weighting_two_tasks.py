@@ -268,7 +268,7 @@ def predicted(ax, what, label):
         ax.plot(other["distance"], other["predicted"], "k--", lw=1.0)
     ax.plot([], [], color=panels.BLUE, label="law, from A")
     ax.plot([], [], "k--", label="floor, from A")
-    ax.set(xlabel="orientation, from the mean of B (degrees)", ylabel=label)
+    ax.set(xlabel="orientation, from 0 (degrees)", ylabel=label)
     panels.legend_above(ax, 2)
 
 
@@ -314,7 +314,7 @@ def confident():
 def figure():
     """w, what it predicts of B's choices and confidence beside the floor, and the differences."""
     plt.style.use(nd.plot.STYLE)
-    fig = plt.figure(figsize=(7.2, 6.4), layout="constrained")
+    fig = plt.figure(figsize=(7.2, 7.0), layout="constrained")
     top, under = fig.subfigures(2, 1, height_ratios=(1, 1.1))
     axes = top.subplots(1, 3)
     weightings(axes[0])
@@ -329,10 +329,13 @@ def figure():
     ax.errorbar(value, many, xerr=2 * se, fmt="o", ms=3, color=panels.BLUE, lw=0.8)
     ax.axvline(0, color="black", lw=0.6, ls=":")
     ax.set_xscale("symlog", linthresh=5)
+    ticks = (-50, -20, -10, -5, 0, 5, 10, 20)
+    ax.set_xticks(ticks, [f"{t}".replace("-", "−") for t in ticks])
+    ax.minorticks_off()
     ax.set_yticks(many, [row[0] for row in rows], fontsize=6)
     ax.set_ylim(len(rows) - 0.4, -0.6)
     for i in many:
-        ax.text(1.01, i, f"{value[i]:.1f} ± {se[i]:.1f}", fontsize=6, va="center",
+        ax.text(1.01, i, f"{value[i]:.1f} ± {se[i]:.1f}".replace("-", "−"), fontsize=6, va="center",
                 transform=ax.get_yaxis_transform())  # fmt: skip
     ax.set_xlabel("difference in held-out log density (millinat a trial), ± 2 SE over people")
     for kind in ("png", "pdf"):

@@ -65,7 +65,7 @@ def labels(stimuli=60, times=10):
     return table, xr.Dataset({"shown": ("trial", shown), "choice": ("trial", 0 * shown)})
 
 
-def orientations(times=8):
+def orientations(times=4):
     """Both categories of task B at six strengths, as in Adler & Ma."""
     rng, level = np.random.default_rng(0), np.repeat(np.arange(6.0), 6 * times)
     s = rng.normal(0, np.where(np.arange(len(level)) % 2, 12.0, 3.0))
@@ -106,12 +106,16 @@ def models():
     yield "labels, averaged evidence", averaged, answers, {}
     stopped = nd.StoppedEvidence(survival(laws.Logistic()), table)
     yield "labels, stopped evidence", stopped, answers, {}
+    # people whose noise is of the size of what they see, as most people's is
     shown, six = orientations(), strengths(6)
-    floor = Power(six, floor=True)
-    yield "orientation, noise floor", Categorise(floor, Linear("B")), shown, {}
-    stops = Stopped(six, laws.Logistic())
-    yield "orientation, stopping law", Categorise(stops, Linear("B")), shown, {}
-    yield "orientation and confidence, floor", Reports(floor, Cuts("B")), shown, {}
+    usual = {"measurement.shift": Normal(-3.0, 1.0), "measurement.power": LogNormal(-0.5, 0.4)}
+    usual |= {"rule.offset": Normal(5.0, 2.0), "rule.slope": Normal(0.7, 0.4)}
+    floor, stops = Power(six, floor=True), Stopped(six, laws.Logistic())
+    ends = {"measurement.floor": Normal(-2.0, 1.5)}
+    yield "orientation, noise floor", Categorise(floor, Linear("B")), shown, usual | ends
+    stop = {"measurement.law.loc": Normal(-2.0, 1.5), "measurement.law.scale": LogNormal(-0.5, 0.7)}
+    yield "orientation, stopping law", Categorise(stops, Linear("B")), shown, usual | stop
+    yield "orientation and confidence, floor", Reports(floor, Cuts("B")), shown, usual | ends
     one = nd.observers.Counts(history=0)
     yield (
         "spikes, one a bin",

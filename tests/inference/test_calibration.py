@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from torch.distributions import Normal
+from torch.distributions import LogNormal, Normal
 
 import neurodiff as nd
 from neurodiff.inference.calibration import calibrate, recovery, simulate, uniformity
@@ -116,7 +116,7 @@ def test_choices_and_times_are_calibrated():
     assert result.family_p > 0.01, result.p_values
 
 
-def orientations(task, times=8):
+def orientations(task, times=4):
     """Stimuli of both categories of a task at six strengths."""
     rng, level = np.random.default_rng(0), np.repeat(np.arange(6.0), 6 * times)
     wide = np.arange(len(level)) % 2
@@ -126,32 +126,39 @@ def orientations(task, times=8):
 
 
 def measured(kind):
+    """A measurement, and priors of people whose noise is of the size of what they see."""
     six = strengths(6)
-    return Power(six, floor=True) if kind == "floor" else Stopped(six, nd.laws.Logistic())
+    usual = {"measurement.shift": Normal(-3.0, 1.0), "measurement.power": LogNormal(-0.5, 0.4)}
+    if kind == "floor":
+        return Power(six, floor=True), usual | {"measurement.floor": Normal(-2.0, 1.5)}
+    stop = {"measurement.law.loc": Normal(-2.0, 1.5), "measurement.law.scale": LogNormal(-0.5, 0.7)}
+    return Stopped(six, nd.laws.Logistic()), usual | stop
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["floor", "law"])
 @pytest.mark.parametrize("task", ["A", "B"])
 def test_choices_of_orientations_are_calibrated(task, kind):
-    model = Categorise(measured(kind), Linear(task))
-    result = calibrate(model, orientations(task), sets=100, seed=0)
+    measurement, priors = measured(kind)
+    model = Categorise(measurement, Linear(task))
+    result = calibrate(model, orientations(task), sets=100, priors=priors, seed=0)
     assert result.family_p > 0.01, result.p_values
 
 
 @pytest.mark.slow
 def test_reports_of_orientations_are_calibrated():
-    model = Reports(measured("floor"), Cuts("A"))
-    result = calibrate(model, orientations("A"), sets=60, seed=0)
+    measurement, priors = measured("floor")
+    model = Reports(measurement, Cuts("A"))
+    result = calibrate(model, orientations("A"), sets=60, priors=priors, seed=0)
     assert result.family_p > 0.01, result.p_values
 
 
 @pytest.mark.slow
 def test_what_is_measured_is_recovered_from_choices():
     truths = {"measurement.shift": -3.0, "measurement.power": 0.8, "measurement.floor": -2.0}
-    model = Categorise(measured("floor"), Linear("A"))
-    data = orientations("A", 60)
-    found = recovery(calibrate(model, data, sets=30, truths=truths, seed=0))
+    measurement, priors = measured("floor")
+    model, data = Categorise(measurement, Linear("A")), orientations("A", 60)
+    found = recovery(calibrate(model, data, sets=30, truths=truths, priors=priors, seed=0))
     for name in truths:
         # the mean over 30 sets, within 4 standard errors and what the prior shrinks
         assert abs(found[name]["bias"]) < 4 * found[name]["rmse"] / np.sqrt(30) + 0.1
