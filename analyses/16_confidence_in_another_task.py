@@ -67,7 +67,7 @@ def ordinal(parts, fold):
 def confidence():
     """Reports of B, by what is measured in A's choices, or in its choices and confidence."""
     path, keys = RESULTS / "16_confidence.csv", ("row", "experiment")
-    for name in ("power + floor", "logistic", "ordinal probit per level", "flow-matching"):
+    for name in ("power + floor", "logistic", "ordinal probit per level", "variable precision"):
         for part, parts, who in experiments():
             old, done = saved(path, keys)
             if (name, part) in done:

@@ -295,20 +295,19 @@ def claims():
 
 
 def confident():
-    """Paired differences of reports of B: to the floor, to the refit, to the free probit."""
+    """Paired differences of reports of B: to rivals, to the refit, to the free probit."""
     numbers = pd.read_csv(RESULTS / "16_confidence.csv")
     by = {name: own.set_index("person") for name, own in numbers.groupby("row")}
-    floor, law = by["power + floor"], by["logistic"]
-    n = floor["trials"].sum()
+    law, n = by["logistic"], by["logistic"]["trials"].sum()
+    free = by["ordinal probit per level"].loc[law.index, "refit"]
     for source in ("choices", "reports"):
-        what = f"reports of B from A's {source}: "
-        yield what + "logistic − floor", *summed(law[f"from {source}"] - floor[f"from {source}"]), n
-    for name, own in (("floor", floor), ("logistic", law)):
-        for source in ("choices", "reports"):
-            what = f"reports of B from A's {source}: {name} − "
-            yield what + "its refit", *summed(own[f"from {source}"] - own["refit"]), n
-            free = by["ordinal probit per level"].loc[own.index, "refit"]
-            yield what + "free probit", *summed(own[f"from {source}"] - free), n
+        what, column = f"reports of B from A's {source}: ", f"from {source}"
+        for rival in ("power + floor", "variable precision"):
+            yield f"{what}logistic − {rival}", *summed(law[column] - by[rival][column]), n
+        for name in ("power + floor", "logistic"):
+            own = by[name]
+            yield f"{what}{name} − its refit", *summed(own[column] - own["refit"]), n
+            yield f"{what}{name} − free probit", *summed(own[column] - free), n
 
 
 def figure():

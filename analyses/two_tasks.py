@@ -15,7 +15,7 @@ from neurodiff.diffusion.flexible import PiecewiseLinear
 from neurodiff.inference.join import join
 from neurodiff.perception.categories import Bayes, Linear, PerLevel
 from neurodiff.perception.confidence import Cuts, Reports
-from neurodiff.perception.measurement import Free, Power, Stopped
+from neurodiff.perception.measurement import Free, Power, Stopped, Variable
 from neurodiff.perception.orientation import Categorise, of_task, strengths
 
 RESULTS = Path(__file__).parent / "results"
@@ -46,6 +46,7 @@ ROWS = {
     "power": Power,
     "flexible": lambda s: Stopped(s, PiecewiseLinear(torch.linspace(-7.0, 2.0, 7))),
     "e^(-λ/2) tail": lambda s: Stopped(s, tail()),
+    "variable precision": Variable,
     "power + floor, oblique": lambda s: Power(s, floor=True, oblique=True),
     "logistic, oblique": lambda s: Stopped(s, logistic(), oblique=True),
 }

@@ -41,12 +41,14 @@ class Measurement(nn.Module):
         "floor": constraints.real,
         "logsnr": constraints.real_vector,
         "oblique": constraints.positive,
+        "tau": constraints.positive,
     }
     priors: ClassVar[dict[str, Distribution]] = {
         "shift": Normal(-3.0, 2.0),
         "power": LogNormal(-0.5, 0.7),
         "floor": Normal(-2.0, 3.0),
         "oblique": LogNormal(0.0, 1.0),
+        "tau": LogNormal(-1.0, 1.0),
     }
 
     def __init__(self, oblique: bool = False) -> None:
@@ -112,6 +114,39 @@ class Power(Measurement):
         """One node a level, of mass 1."""
         logsnr = self.reached()[:, None]
         return logsnr, torch.ones_like(logsnr)
+
+
+class Variable(Power):
+    r"""A power law with a floor whose logsnr varies from trial to trial, unlimited by the stimulus.
+
+    .. math:: \lambda = \lambda_{\text{power + floor}} + \tau z, \qquad z \sim N(0, 1)
+
+    The rival of a stopping law where reports follow the noise of the moment: precision that varies,
+    for whatever reason. Prior: τ LogNormal(-1, 1), nats.
+
+    Args:
+        strength: Of each level, nats.
+        nodes: Of Gauss and Hermite.
+
+    >>> logsnr, mass = Variable([0.0, 2.0])()
+    >>> (logsnr * mass).sum(-1).detach().numpy().round(2)
+    array([-3.13, -2.17])
+    """
+
+    z: Tensor
+    mass: Tensor
+
+    def __init__(self, strength: Sequence[float] | np.ndarray, nodes: int = 9) -> None:
+        super().__init__(strength, floor=True)
+        self.tau = nn.Parameter(torch.tensor(0.4))
+        z, weight = np.polynomial.hermite_e.hermegauss(nodes)
+        self.register_buffer("z", torch.as_tensor(z))
+        self.register_buffer("mass", torch.as_tensor(weight / weight.sum()))
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """The same nodes about each level's logsnr."""
+        logsnr = self.reached()[:, None] + self.tau * self.z
+        return logsnr.clamp(min=_LEAST), self.mass.expand_as(logsnr)
 
 
 class Stopped(Power):

@@ -21,7 +21,7 @@ from neurodiff.perception.categories import (
     Linear,
     PerLevel,
 )
-from neurodiff.perception.measurement import Free, Power, Stopped
+from neurodiff.perception.measurement import Free, Power, Stopped, Variable
 from neurodiff.perception.orientation import Categorise, of_task, strengths
 
 S = strengths(6)
@@ -148,6 +148,16 @@ def test_oblique_noise_against_simulated_trials(task):
     k = 3.0 + 0.4 * stop
     wanted = 0.01 + 0.98 * ((x > k) if task == "A" else (abs(x) > k)).mean(0)
     assert (abs(choices(model, shown) - wanted) < 4 * 0.5 / np.sqrt(n)).all()
+
+
+@pytest.mark.parametrize("task", ["A", "B"])
+def test_precision_that_varies_is_a_mixture_over_it(task):
+    model, shown = Categorise(Variable(S, nodes=15), rule(task)), trials()
+    most, z = levels_of(model, shown), np.linspace(-8, 8, 4001)[:, None]
+    weight = stats.norm.pdf(z) / stats.norm.pdf(z).sum()
+    sigma = np.exp(-0.5 * (most + 0.4 * z))
+    wanted = (weight * chosen(task, shown["orientation"].numpy(), sigma)).sum(0)
+    np.testing.assert_allclose((choices(model, shown) - 0.01) / 0.98, wanted, atol=1e-6)
 
 
 def test_a_law_that_never_stops_is_the_power_law():
