@@ -137,7 +137,7 @@ def checks():
     for part, levels in (("expt3", 6), ("attention", 3)):
         parts = people("B", part)
         fold = folds(parts)
-        for name in ("power + floor", "logistic", "flow-matching", "power"):
+        for name in ("power + floor", "logistic", "power"):
             fitted = fit_parts(bound(parts, ROWS[name], "linear", "B", levels=levels), DRAWS)
             elpd, k_hat = held_out(fitted, fold)
             rows.append(pd.DataFrame({
@@ -147,7 +147,7 @@ def checks():
                 "refit": elpd.sum(1).numpy(), "k_hat": k_hat.max(1),
             }))  # fmt: skip
             print("check", part, name, rows[-1]["refit"].sum(), flush=True)
-    pd.concat(rows).to_csv(RESULTS / "16_checks.csv", index=False, float_format="%.6g")
+            pd.concat(rows).to_csv(RESULTS / "16_checks.csv", index=False, float_format="%.6g")
 
 
 STEPS = {step.__name__: step for step in (profile, power, checks)}
