@@ -19,10 +19,15 @@ import neurodiff as nd
 from neurodiff.inference.calibration import calibrate, recovery
 from neurodiff.perception import bounds
 from neurodiff.perception.bounded import Bounded
+from neurodiff.perception.categories import Linear
+from neurodiff.perception.confidence import Cuts, Reports
 from neurodiff.perception.deadline import DeadlineMixture
-from neurodiff.perception.drifts import Leak, Power, Urgency
+from neurodiff.perception.drifts import Leak, Urgency
+from neurodiff.perception.drifts import Power as PowerDrift
 from neurodiff.perception.frontend import InternalNoise
 from neurodiff.perception.ideal import Binary
+from neurodiff.perception.measurement import Power, Stopped
+from neurodiff.perception.orientation import Categorise, strengths
 from neurodiff.perception.pulses import Leaky, Pulses, Stops, StopsFreely
 from neurodiff.perception.race import Race
 from neurodiff.perception.timed import SnrStop, StrengthStop, TimeStop
@@ -74,6 +79,14 @@ def samples(trials=2100):
     })  # fmt: skip
 
 
+def orientations(times=4):
+    """Both categories of task B at six strengths, as in Adler & Ma."""
+    rng, level = np.random.default_rng(0), np.repeat(np.arange(6.0), 6 * times)
+    s = rng.normal(0, np.where(np.arange(len(level)) % 2, 12.0, 3.0))
+    columns = {"orientation": s, "level": level, "choice": 0 * s, "report": 0 * s}
+    return xr.Dataset({name: ("trial", values) for name, values in columns.items()})
+
+
 def survival(law):
     return nd.SurvivalWeighting(law)
 
@@ -111,6 +124,16 @@ def models():
     yield "samples, stopping law", Pulses(Stops(survival(laws.Logistic()))), samples(), heard
     yield "samples, any falling w", Pulses(StopsFreely()), samples(), {"gain": heard["gain"]}
     yield "samples, leak", Pulses(Leaky()), samples(), {"gain": heard["gain"]}
+    # people whose noise is of the size of what they see, as most people's is
+    shown, six = orientations(), strengths(6)
+    usual = {"measurement.shift": Normal(-3.0, 1.0), "measurement.power": LogNormal(-0.5, 0.4)}
+    usual |= {"rule.offset": Normal(5.0, 2.0), "rule.slope": Normal(0.7, 0.4)}
+    floor, stops = Power(six, floor=True), Stopped(six, laws.Logistic())
+    ends = {"measurement.floor": Normal(-2.0, 1.5)}
+    yield "orientation, noise floor", Categorise(floor, Linear("B")), shown, usual | ends
+    stop = {"measurement.law.loc": Normal(-2.0, 1.5), "measurement.law.scale": LogNormal(-0.5, 0.7)}
+    yield "orientation, stopping law", Categorise(stops, Linear("B")), shown, usual | stop
+    yield "orientation and confidence, floor", Reports(floor, Cuts("B")), shown, usual | ends
     one = nd.observers.Counts(history=0)
     yield (
         "spikes, one a bin",
@@ -137,24 +160,24 @@ def models():
     gain, height = LogNormal(np.log(8.0), 0.4), LogNormal(0.0, 0.3)
     span = 1.6, 40
     for name, bound in (("constant", bounds.Constant()), ("exponential", bounds.Exponential())):
-        model = Bounded(Power(), bound, *span, start=0.0)
+        model = Bounded(PowerDrift(), bound, *span, start=0.0)
         reached = {"bound.height": height, "drift.gain": gain}
         yield f"choice and time, {name} bound", model, decisions(30), reached
-    clock = TimeStop(Power(), laws.Normal(), *span, start=0.0)
+    clock = TimeStop(PowerDrift(), laws.Normal(), *span, start=0.0)
     soon = {"law.loc": Normal(np.log(0.5), 0.4), "drift.gain": gain}
     yield "choice and time, time stop", clock, decisions(30), soon
     sizes = [0.0, 0.1, 0.3]
-    own = StrengthStop(Power(), laws.Normal(0.0, 0.4), sizes, *span, start=0.0)
+    own = StrengthStop(PowerDrift(), laws.Normal(0.0, 0.4), sizes, *span, start=0.0)
     places = {"place": Normal(np.log(0.5), 0.4), "drift.gain": gain}
     yield "choice and time, strength stop", own, decisions(30), places
-    snr = SnrStop(Power(), laws.Normal(), *span, start=0.0)
+    snr = SnrStop(PowerDrift(), laws.Normal(), *span, start=0.0)
     seen = {"law.loc": Normal(-0.7, 0.7), "law.scale": LogNormal(np.log(0.5), 0.5)}
     yield "choice and time, SNR stop", snr, decisions(30), seen | {"drift.gain": gain}
-    race = Race(Power(), *span, start=0.0)
+    race = Race(PowerDrift(), *span, start=0.0)
     run = {"height": height, "base": Normal(1.5, 1.0), "drift.gain": gain}
     yield "choice and time, race", race, decisions(30), run
     # as often given up as carried through
-    either = DeadlineMixture(Power(), bounds.Constant(), laws.Normal(), *span, start=0.0)
+    either = DeadlineMixture(PowerDrift(), bounds.Constant(), laws.Normal(), *span, start=0.0)
     late = reached | {"law.loc": Normal(np.log(0.6), 0.4)}
     yield "choice and time, deadline beside a bound", either, decisions(30), late
     leaky = Bounded(Leak(), bounds.Constant(), *span, start=0.0)
@@ -163,7 +186,7 @@ def models():
     yield "choice and time, urgency", urgent, decisions(30), reached
     falling = bounds.Weibull(), bounds.Linear(), bounds.Spline(span[0])
     for name, bound in zip(("Weibull", "linear", "spline"), falling, strict=True):
-        model = Bounded(Power(), bound, *span, start=0.0)
+        model = Bounded(PowerDrift(), bound, *span, start=0.0)
         yield f"choice and time, {name} bound", model, decisions(30), reached
 
 

@@ -36,6 +36,13 @@ CATEGORIES = tuple(
 )
 #: variance of the pixels of a photograph at full contrast, and the contrast it is shown at
 PIXEL_VARIANCE, CONTRAST = 0.06, 0.3
+#: what may stand in a column of Adler & Ma, in one coding or the other
+ADLER = {
+    "category": ((1, 2), (-1, 1)),
+    "choice": ((1, 2), (-1, 1)),
+    "confidence": ((1, 2, 3, 4),),
+    "task": (("A", "B"),),
+}
 #: half-width of the noise ↦ logsnr where pixels are clipped to [0, 1]; narrower noise never is
 CLIPPED = {0.6: -3.37, 0.9: -4.54}
 
@@ -175,7 +182,13 @@ def drugowitsch(files: Files, part: str, attrs: Attrs) -> xr.Dataset:
 
 
 def adler(files: Files, part: str, attrs: Attrs) -> xr.Dataset:
-    """Category of an orientation and confidence, at six reliabilities or three cue validities."""
+    """Category of an orientation and confidence, at six reliabilities or three cue validities.
+
+    ``choice`` and ``category`` are 0 (narrow, or turned to negative angles) or 1.
+
+    Raises:
+        DataError: A column is missing, or holds what it cannot: the values are named.
+    """
     names = {
         "Subj_idx": "subject",
         "subject_name": "subject",
@@ -199,6 +212,20 @@ def adler(files: Files, part: str, attrs: Attrs) -> xr.Dataset:
     (file,) = files.values()
     frame = _table(file).rename(columns=names)
     frame = frame[[name for name in frame if name in {"task", *names.values()}]]
+    if missing := {"category", "choice", "confidence", "orientation", "rt"} - set(frame):
+        raise DataError(f"{file.name} has no column of {', '.join(sorted(missing))}")
+    for name in ADLER.keys() & set(frame):
+        found = set(frame[name])
+        if not any(found <= set(allowed) for allowed in ADLER[name]):
+            wanted = " or ".join(map(str, ADLER[name]))
+            raise DataError(f"{file.name} holds {name} {sorted(found)}, wanted {wanted}")
+    tilt = np.abs(np.asarray(frame["orientation"], dtype=float))
+    if not (tilt <= 90).all():
+        row = int(np.flatnonzero(~(tilt <= 90))[0])
+        raise DataError(
+            f"{file.name}, row {row + 2}: the orientation is {tilt[row]:g} from 0, wanted degrees "
+            "up to 90"
+        )
     for name in ("category", "choice"):
         # coded 1, 2 or -1, 1
         frame[name] = (frame[name] == frame[name].max()).astype(float)

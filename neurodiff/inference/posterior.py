@@ -226,8 +226,9 @@ class Posterior:
 
     @property
     def _fits_single(self) -> bool:
-        observer = getattr(self.model, "observer", None)
-        return self.response.shape[-1] >= _LONG and getattr(observer, "single", False)
+        observer = getattr(self.model, "observer", self.model)
+        long = max(self.response.shape[-1], getattr(self.model, "cells", 0)) >= _LONG
+        return long and getattr(observer, "single", False)
 
     @cached_property
     def _single(self) -> "Posterior":
@@ -271,8 +272,8 @@ class Posterior:
     ) -> tuple[Float[Tensor, "batch draw"], Float[Tensor, "batch draw unit"]]:
         """Log prior and log likelihood by unit at many draws, a bounded number at a time.
 
-        A long design whose observer says so (``single``) is evaluated in single precision. Where
-        the model gives no number the log likelihood is -inf.
+        A long design whose observer, or model, says so (``single``) is evaluated in single
+        precision. Where the model gives no number the log likelihood is -inf.
         """
         batch, draws, _ = u.shape
         by_unit = u.new_empty(batch, draws, self.mask.shape[1])

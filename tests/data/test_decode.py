@@ -324,6 +324,29 @@ def test_adler():
     )
 
 
+ROW = "1,2,1,3,0.5,2,6.46,B"
+HEAD = "Subj_idx,Stimulus,Response,Confidence,RT_decConf,Difficulty,Orientation,Task"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            f"{HEAD}\n{ROW}\n1,1,2,1,0.5,2,95.0,A",
+            "row 3: the orientation is 95 from 0, wanted degrees",
+        ),
+        (f"{HEAD}\n{ROW}\n1,0,2,1,0.5,2,5.0,A", r"category \[0, 2\], wanted \(1, 2\) or \(-1, 1\)"),
+        (f"{HEAD}\n{ROW}\n1,1,2,5,0.5,2,5.0,A", r"confidence \[3, 5\], wanted \(1, 2, 3, 4\)"),
+        (f"{HEAD}\n{ROW}\n1,1,2,1,0.5,2,5.0,C", r"task \['B', 'C'\], wanted \('A', 'B'\)"),
+        (f"{HEAD.replace('Orientation', 'Angle')}\n{ROW}", "has no column of orientation"),
+    ],
+)
+def test_adler_refuses_what_it_cannot_be(tmp_path, text, message):
+    (tmp_path / "data.csv").write_text(text)
+    with pytest.raises(DataError, match=message):
+        decode.adler({"data.csv": tmp_path / "data.csv"}, "expt1", {})
+
+
 def test_waskom():
     data = load("waskom2018-contrast-pulses")
     assert data.sizes == {"trial": 14_869, "pulse": 5}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from torch.distributions import Normal
+from torch.distributions import LogNormal, Normal
 
 import neurodiff as nd
 from neurodiff.inference.calibration import calibrate, recovery, simulate, uniformity
@@ -13,7 +13,11 @@ from neurodiff.inference.posterior import posterior
 from neurodiff.inference.priors import Pooled, sites
 from neurodiff.perception.bounded import Bounded
 from neurodiff.perception.bounds import Exponential
-from neurodiff.perception.drifts import Power
+from neurodiff.perception.categories import Linear
+from neurodiff.perception.confidence import Cuts, Reports
+from neurodiff.perception.drifts import Power as PowerDrift
+from neurodiff.perception.measurement import Power, Stopped
+from neurodiff.perception.orientation import Categorise, strengths
 
 
 def design(repeats=20):
@@ -107,9 +111,58 @@ def test_choices_and_times_are_calibrated():
         "bound.height": torch.distributions.LogNormal(0.0, 0.3),
         "drift.gain": torch.distributions.LogNormal(2.1, 0.4),
     }
-    model = Bounded(Power(), Exponential(), 2.0, 60, start=0.0)
+    model = Bounded(PowerDrift(), Exponential(), 2.0, 60, start=0.0)
     result = calibrate(model, data, sets=60, priors=priors, seed=0)
     assert result.family_p > 0.01, result.p_values
+
+
+def orientations(task, times=4):
+    """Stimuli of both categories of a task at six strengths."""
+    rng, level = np.random.default_rng(0), np.repeat(np.arange(6.0), 6 * times)
+    wide = np.arange(len(level)) % 2
+    s = rng.normal(0, np.where(wide, 12.0, 3.0)) if task == "B" else rng.normal(8 * wide - 4, 5.0)
+    columns = {"orientation": s, "level": level, "choice": 0 * s, "report": 0 * s}
+    return xr.Dataset({name: ("trial", values) for name, values in columns.items()})
+
+
+def measured(kind):
+    """A measurement, and priors of people whose noise is of the size of what they see."""
+    six = strengths(6)
+    usual = {"measurement.shift": Normal(-3.0, 1.0), "measurement.power": LogNormal(-0.5, 0.4)}
+    if kind == "floor":
+        return Power(six, floor=True), usual | {"measurement.floor": Normal(-2.0, 1.5)}
+    stop = {"measurement.law.loc": Normal(-2.0, 1.5), "measurement.law.scale": LogNormal(-0.5, 0.7)}
+    return Stopped(six, nd.laws.Logistic()), usual | stop
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["floor", "law"])
+@pytest.mark.parametrize("task", ["A", "B"])
+def test_choices_of_orientations_are_calibrated(task, kind):
+    measurement, priors = measured(kind)
+    model = Categorise(measurement, Linear(task))
+    result = calibrate(model, orientations(task), sets=100, priors=priors, seed=0)
+    assert result.family_p > 0.01, result.p_values
+
+
+@pytest.mark.slow
+def test_reports_of_orientations_are_calibrated():
+    measurement, priors = measured("floor")
+    model = Reports(measurement, Cuts("A"))
+    result = calibrate(model, orientations("A"), sets=60, priors=priors, seed=0)
+    assert result.family_p > 0.01, result.p_values
+
+
+@pytest.mark.slow
+def test_what_is_measured_is_recovered_from_choices():
+    truths = {"measurement.shift": -3.0, "measurement.power": 0.8, "measurement.floor": -2.0}
+    measurement, priors = measured("floor")
+    model, data = Categorise(measurement, Linear("A")), orientations("A", 60)
+    found = recovery(calibrate(model, data, sets=30, truths=truths, priors=priors, seed=0))
+    for name in truths:
+        # the mean over 30 sets, within 4 standard errors and what the prior shrinks
+        assert abs(found[name]["bias"]) < 4 * found[name]["rmse"] / np.sqrt(30) + 0.1
+    assert found["measurement.shift"]["rmse"] < 0.5
 
 
 @pytest.mark.slow
