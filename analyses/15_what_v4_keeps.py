@@ -23,6 +23,7 @@ import argparse
 from functools import partial
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
@@ -413,7 +414,10 @@ COLOURS = dict(zip(SESSIONS, (panels.BLUE, panels.RED, panels.GREEN, panels.ORAN
 def figure():
     """Which levels units keep, what it is worth, and what these data could have shown."""
     plt.style.use(nd.plot.STYLE)
-    fig, axes = plt.subplot_mosaic("ABB;CDE", figsize=(7.2, 5.2), layout="constrained")
+    fig = plt.figure(figsize=(7.2, 5.2), layout="constrained")
+    above, below = fig.subfigures(2, 1, height_ratios=(1.15, 1))
+    axes = dict(zip("AB", above.subplots(1, 2, width_ratios=(1, 1.6)), strict=True))
+    axes |= dict(zip("CDE", below.subplots(1, 3), strict=True))
     kept_levels(axes["A"])
     differences(axes["B"])
     power(axes["C"])
@@ -456,7 +460,7 @@ def differences(ax):
     names = [f"{f}: {s}" for f, s in zip(order["family"], order["shares"], strict=True)]
     ax.set_yticks(range(len(order)), names, fontsize=6)
     ax.axvline(0, lw=0.6, color="grey")
-    ax.set_xlabel("held-out correlation less that of denoised: own (bars 2 s.e. over units)")
+    ax.set_xlabel("held-out correlation less that of denoised: own (2 s.e.)")
 
 
 def power(ax):
@@ -505,7 +509,7 @@ def ranks(ax):
     for style, name in (("-", "at λ"), (":", "blurred, wider to the left")):
         ax.plot([], [], style, color="black", label=name)
     ax.set(xlabel="logsnr λ (nats a pixel)", ylabel="rank correlation with units")
-    ax.legend(frameon=False, fontsize=6)
+    ax.legend(frameon=False, fontsize=6, loc="center", bbox_to_anchor=(0.45, 0.33))
 
 
 if __name__ == "__main__":
