@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike
 
 from neurodiff.data.decode_images import cifar10, cifar10h, digits
 from neurodiff.data.decode_population import cowley
-from neurodiff.data.decode_spikes import roitman_spikes
+from neurodiff.data.decode_spikes import brody_clicks, roitman_spikes
 from neurodiff.data.schema import DataError
 
 #: what a decoder takes: the files of a part, the part, and the attributes of the card
@@ -304,6 +304,7 @@ DECODERS: dict[str, Callable[[Files, str, Attrs], xr.Dataset]] = {
     "drugowitsch2014-visual-vestibular": drugowitsch,
     "adler2018-orientation-confidence": adler,
     "waskom2018-contrast-pulses": waskom,
+    "brody-rat-t103-clicks": brody_clicks,
     "cowley2023-macaque-v4": cowley,
     "cifar10": cifar10,
     "cifar10h": cifar10h,

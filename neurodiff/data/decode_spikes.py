@@ -15,6 +15,7 @@ import scipy.io
 import xarray as xr
 
 _BIN = 10  # ms
+_AROUND = 0.5  # s of spikes before and after a stimulus: what is further off is of other trials
 
 
 def roitman_spikes(files: dict[str, Path], part: str, attrs: dict) -> xr.Dataset:
@@ -67,3 +68,55 @@ def _binned(times: list[np.ndarray], rt: np.ndarray) -> np.ndarray:
         found[i] = np.bincount((inside // _BIN).astype(int), minlength=n)
     found[(np.arange(n) + 1) * _BIN > rt[:, None]] = np.nan
     return found
+
+
+def brody_clicks(files: dict[str, Path], part: str, attrs: dict) -> xr.Dataset:
+    """Clicks on either side, the rat's choice, and the spikes of some units about the stimulus.
+
+    ``pulse_time`` and ``pulse_side`` (+1 right) [trial, pulse] are in the order of time, NaN after
+    the last; ``spike_time`` [trial, unit, spike] from half a second before the stimulus to half a
+    second after it. ``logsnr`` is log((R − L)²/(R + L)) of the clicks after the pair that begins
+    every trial, −inf where there are as many on both sides.
+    """
+    (path,) = files.values()
+    raw = scipy.io.loadmat(path, squeeze_me=True, struct_as_record=False)["rawdata"]
+    sides = [[np.atleast_1d(x).astype(float) for x in (t.leftbups, t.rightbups)] for t in raw]
+    clicks, spikes = [], []
+    for trial, (left, right) in zip(raw, sides, strict=True):
+        time = np.concatenate([left, right])
+        side = np.concatenate([-np.ones(len(left)), np.ones(len(right))])
+        order = np.argsort(time, kind="stable")
+        clicks.append((time[order], side[order]))
+        near = [np.atleast_1d(s).astype(float) for s in np.atleast_1d(trial.spike_times)]
+        spikes.append([s[(s >= -_AROUND) & (s < trial.T + _AROUND)] for s in near])
+    left, right = (np.array([len(pair[k]) - 1 for pair in sides]) for k in (0, 1))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        snr = np.where(left == right, 0.0, (right - left) ** 2 / (right + left))
+        logsnr = np.log(snr)
+    choice = np.array([t.pokedR for t in raw], float)
+    towards = np.array([t.correct_dir for t in raw], float)
+    columns = {
+        "logsnr": logsnr,
+        "choice": choice,
+        "correct": np.where(left == right, np.nan, choice == towards),
+        "duration": np.array([t.T for t in raw]),
+    }
+    padded = np.stack([_padded(units, max(len(s) for t in spikes for s in t)) for units in spikes])
+    most = max(len(time) for time, _ in clicks)
+    return xr.Dataset(
+        {name: ("trial", values) for name, values in columns.items()}
+        | {
+            "pulse_time": (("trial", "pulse"), _padded([time for time, _ in clicks], most)),
+            "pulse_side": (("trial", "pulse"), _padded([side for _, side in clicks], most)),
+            "spike_time": (("trial", "unit", "spike"), padded),
+        },
+        coords={
+            "subject": ("trial", np.full(len(raw), "T103")),
+            "unit": np.atleast_1d(raw[0].cellID).astype(str),
+        },
+    )
+
+
+def _padded(rows: list[np.ndarray], most: int) -> np.ndarray:
+    """Rows of one length, NaN after the last."""
+    return np.array([np.pad(r, (0, most - len(r)), constant_values=np.nan) for r in rows])

@@ -69,7 +69,7 @@ def test_mirror_has_the_files_of_the_card(name):
         ("grasshopper-receptor/3", "no part '3'"),
         ("geirhos2018-degraded-objects/noises", "say load('geirhos2018-degraded-objects/noise')"),
         ("palmer2005-human-rdm/ah", "has no parts; say load('palmer2005-human-rdm')"),
-        ("brody-rat-t103-clicks", "has a card but no loader yet"),
+        ("geirhos2021-shape-texture/edge", "has a card but no loader yet"),
     ],
 )
 def test_wrong_name(name, message):

@@ -245,6 +245,49 @@ def test_roitman_bins_hold_the_spikes_of_the_dots():
     assert count[trial][where].min() >= 1
 
 
+@pytest.mark.parametrize(
+    ("part", "trials", "units", "accuracy", "by_difference"),
+    [
+        ("303075", 461, 7, 0.806, (0.655, 0.673, 0.817, 0.955)),
+        ("304258", 457, 2, 0.758, (0.623, 0.626, 0.797, 0.856)),
+    ],
+)
+def test_clicks(part, trials, units, accuracy, by_difference):
+    data = load(f"brody-rat-t103-clicks/{part}")
+    assert (data.sizes["trial"], data.sizes["unit"]) == (trials, units)
+    assert float(data["correct"].mean()) == pytest.approx(accuracy, abs=5e-4)
+    difference = np.abs(data["pulse_side"].sum("pulse").values)
+    for low, high, wanted in zip((1, 5, 10, 20), (5, 10, 20, 99), by_difference, strict=True):
+        some = (difference >= low) & (difference < high)
+        assert float(data["correct"][some].mean()) == pytest.approx(wanted, abs=5e-4)
+    # a pair begins every trial, and is no evidence
+    time, side = data["pulse_time"].values, data["pulse_side"].values
+    assert (time[:, :2] == 0).all()
+    assert (side[:, :2].sum(1) == 0).all()
+    assert (np.diff(time, axis=1)[~np.isnan(time[:, 1:])] >= 0).all()
+    assert (np.nanmax(time, 1) <= data["duration"].values + 1e-3).all()
+    right, left = (np.nansum(side == s, 1) - 1 for s in (1, -1))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        snr = np.where(right == left, 0, (right - left) ** 2 / (right + left))
+    assert np.allclose(np.exp(data["logsnr"].values), snr)
+    assert np.isnan(data["correct"].values[right == left]).all()
+
+
+def test_a_striatal_neuron_knows_the_choice_during_the_clicks():
+    data = load("brody-rat-t103-clicks/303075")
+    spikes = data["spike_time"].sel(unit="11330").values
+    right = data["choice"].values == 1
+
+    def rate(some, begin, end):
+        return (
+            np.nansum((spikes[some] >= begin) & (spikes[some] < end)) / some.sum() / (end - begin)
+        )
+
+    assert rate(right, 0.3, 0.6) == pytest.approx(45.6, abs=0.1)
+    assert rate(~right, 0.3, 0.6) == pytest.approx(12.4, abs=0.15)
+    assert abs(rate(right, -0.5, 0.0) - rate(~right, -0.5, 0.0)) < 1
+
+
 def test_palmer():
     data = load("palmer2005-human-rdm")
     data = data.assign(strength=abs(data["coherence"]))
