@@ -1,0 +1,126 @@
+r"""Choices between two streams of clicks, every one of them known.
+
+.. math:: a(S) = \sum_{t_j \le S} s_j\, C_j\, e^{κ (S - t_j)}, \qquad
+    V(S) = σ_a²\, \frac{e^{2κS} - 1}{2κ} + σ_s² \sum_{t_j \le S} C_j²\, e^{2κ(S - t_j)}
+
+    P(\text{right}) = w(\log T)\, Φ\Big(\frac{a(T) + b}{\sqrt{V(T)}}\Big)
+        + \int_0^T Φ\Big(\frac{a(S) + b}{\sqrt{V(S)}}\Big)\, dF(\log S)
+
+s_j is the side of a click and C_j what adaptation leaves of it: after each click C falls to φ C (or
+rises, φ > 1) and returns to 1 with the time constant τ; the pair that begins a trial counts once
+and cancels. κ < 0 leaks. The stimulus ends when the rat may answer, so nothing stops *because of*
+the evidence; but the rat may stop listening before: at log S drawn from a law, λ = log S + const.
+w = 1 listens to the end.
+
+References:
+    Brunton, Botvinick & Brody 2013 (without its bound and its initial noise).
+"""
+
+import math
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.distributions import Bernoulli, Beta, Distribution, LogNormal, Normal, constraints
+
+from neurodiff.diffusion.law import Law
+
+_CELLS = 24  # of the time of a trial, in which a rat may stop
+
+
+class Clicks(nn.Module):
+    """The side that is chosen after two streams of clicks.
+
+    Args:
+        law: of the log of the seconds after which nothing more is heard; None: w = 1.
+        adapts: whether clicks adapt; without, C = 1.
+        leaks: whether κ is learned; without, κ = 0.
+
+    ``leak`` κ is per second: Normal(0, 3). ``adaptation`` φ: LogNormal(−1, 1); ``recovery`` τ in s:
+    LogNormal(log 0.1, 1). ``click_noise`` σ_s, in clicks: LogNormal(0, 1); ``noise`` σ_a in clicks
+    per √s: LogNormal(0, 1). ``bias`` b in clicks: Normal(0, 3). ``lapse``: Beta(1, 10), answered
+    either way.
+
+    >>> trials = {"pulse_time": torch.tensor([[0.0, 0.0, 0.2]]), "duration": torch.tensor([0.5]),
+    ...           "pulse_side": torch.tensor([[-1.0, 1.0, 1.0]])}
+    >>> model = Clicks(adapts=False, leaks=False)
+    >>> model(trials).probs.detach().round(decimals=3)         # Φ(1/√(3 + .5)), and lapses
+    tensor([0.6930])
+    """
+
+    response = "choice"
+    requires = ("pulse_time", "pulse_side", "duration")
+    constraints: ClassVar = {
+        "leak": constraints.real,
+        "adaptation": constraints.positive,
+        "recovery": constraints.positive,
+        "click_noise": constraints.positive,
+        "noise": constraints.positive,
+        "bias": constraints.real,
+        "lapse": constraints.unit_interval,
+    }
+    priors: ClassVar = {
+        "leak": Normal(0.0, 3.0),
+        "adaptation": LogNormal(-1.0, 1.0),
+        "recovery": LogNormal(math.log(0.1), 1.0),
+        "click_noise": LogNormal(0.0, 1.0),
+        "noise": LogNormal(0.0, 1.0),
+        "bias": Normal(0.0, 3.0),
+        "lapse": Beta(1.0, 10.0),
+    }
+
+    def __init__(self, law: Law | None = None, adapts: bool = True, leaks: bool = True) -> None:
+        super().__init__()
+        self.law = law
+        self.leak = nn.Parameter(torch.tensor(0.0), requires_grad=leaks)
+        self.adaptation = nn.Parameter(torch.tensor(0.5 if adapts else 1.0), requires_grad=adapts)
+        self.recovery = nn.Parameter(torch.tensor(0.1), requires_grad=adapts)
+        self.click_noise, self.noise = (nn.Parameter(torch.tensor(1.0)) for _ in range(2))
+        self.bias = nn.Parameter(torch.tensor(0.0))
+        self.lapse = nn.Parameter(torch.tensor(0.05))
+
+    def left(self, time: Float[Tensor, "trial pulse"]) -> Float[Tensor, "trial pulse"]:
+        """C of every click; those at one time share it."""
+        now = torch.ones_like(time[:, 0] * self.recovery)
+        each = [now]
+        for gap in time.diff(dim=1).unbind(1):
+            back = 1 - (1 - self.adaptation * now) * torch.exp(-gap / self.recovery)
+            now = torch.where(gap > 0, back, now)
+            each.append(now)
+        return torch.stack(each, 1)
+
+    def heard(
+        self, trials: dict[str, Tensor], until: Float[Tensor, "trial time"]
+    ) -> Float[Tensor, "trial time"]:
+        """P(right) of who listens until each of some times, without lapses."""
+        time, side = trials["pulse_time"], trials["pulse_side"]
+        age = until[:, :, None] - time[:, None]
+        there = ((age >= 0) & (side[:, None] != 0)).to(age)
+        kappa = self.leak.reshape(-1, 1, 1)
+        kept = self.left(time)[:, None] * there * torch.exp(kappa * age.clamp_min(0.0))
+        total = (kept * side[:, None]).sum(-1) + self.bias.reshape(-1, 1)
+        # ∫ e^{2κt} dt, whose limit at κ = 0 is the time itself
+        rate = 2 * kappa[..., 0] * until
+        small = rate.abs() < 1e-6
+        grown = until * torch.where(
+            small, 1 + rate / 2, torch.expm1(rate) / torch.where(small, 1.0, rate)
+        )
+        variance = self.click_noise.reshape(-1, 1) ** 2 * kept.square().sum(-1)
+        variance = variance + self.noise.reshape(-1, 1) ** 2 * grown
+        return 0.5 * torch.erfc(-math.sqrt(0.5) * total / variance.sqrt())
+
+    def forward(self, trials: dict[str, Tensor]) -> Distribution:
+        """Of answering right, batch shape (trial,)."""
+        end = trials["duration"][:, None]
+        if self.law is None:
+            p = self.heard(trials, end)[:, 0]
+        else:
+            edges = torch.arange(1.0, _CELLS + 1, dtype=end.dtype, device=end.device) / _CELLS * end
+            stopped = self.law().cdf(edges.log().T).T
+            mass = torch.cat([stopped[:, :1], stopped.diff(dim=1)], 1)
+            middle = edges - 0.5 * end / _CELLS
+            p = (mass * self.heard(trials, middle)).sum(1)
+            p = p + (1 - stopped[:, -1]) * self.heard(trials, end)[:, 0]
+        p = 0.5 * self.lapse + (1 - self.lapse) * p
+        return Bernoulli(probs=p, validate_args=False)
