@@ -27,6 +27,7 @@ from torch.distributions import Bernoulli, Beta, Distribution, LogNormal, Normal
 from neurodiff.diffusion.law import Law
 
 _CELLS = 24  # of the time of a trial, in which a rat may stop
+_MATRIX = 1000 * 50 * _CELLS  # numbers: of a thousand trials every click at every such time
 
 
 class Clicks(nn.Module):
@@ -73,6 +74,7 @@ class Clicks(nn.Module):
     def __init__(self, law: Law | None = None, adapts: bool = True, leaks: bool = True) -> None:
         super().__init__()
         self.law = law
+        self.cells = 0 if law is None else _MATRIX  # how many draws fit into memory
         self.leak = nn.Parameter(torch.tensor(0.0), requires_grad=leaks)
         self.adaptation = nn.Parameter(torch.tensor(0.5 if adapts else 1.0), requires_grad=adapts)
         self.recovery = nn.Parameter(torch.tensor(0.1), requires_grad=adapts)
