@@ -129,6 +129,12 @@ def test_gradients_are_those_of_differences(rival):
     assert torch.autograd.gradcheck(probabilities, values)
 
 
+@pytest.mark.parametrize("rival", [StopsFreely, Placed])
+def test_places_are_as_many_as_samples(rival):
+    with pytest.raises(ValueError, match="got samples=4; wanted 5, as many as pulse_llr has"):
+        observer(rival(4))(trials())
+
+
 @pytest.mark.slow
 def test_a_law_is_found_again():
     """An observer who hears one in four fifth samples, and the fit's 98 % intervals."""
