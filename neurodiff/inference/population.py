@@ -101,8 +101,9 @@ def fit_rates(
         rounds: of moving the population; with none κ is 1.
 
     Raises:
-        ValueError: responses that are negative or not finite, features that are not finite, or
-            numbers of stimuli that differ.
+        ValueError: responses that are negative or not finite, features that are not finite,
+            numbers of stimuli or precisions that differ, a unit that says the same of every
+            stimulus, or shares that do not sum to 1.
 
     >>> g = torch.Generator().manual_seed(0)
     >>> φ, u = torch.randn(400, 3, 5, generator=g), torch.zeros(400, 0)
@@ -112,7 +113,7 @@ def fit_rates(
     >>> fit_rates(φ, u, torch.poisson(μ, generator=g)).shares.argmax(1).tolist()
     [0, 2]
     """
-    _check(features, nuisance, response)
+    _check(features, nuisance, response, shares)
     problem = _problem(features, nuisance, response, shares, spread)
     state = _begin(problem, shares, spread)
     for _ in range(rounds):
@@ -133,7 +134,7 @@ def fit_rates(
     )  # fmt: skip
 
 
-def _check(features: Tensor, nuisance: Tensor, response: Tensor) -> None:
+def _check(features: Tensor, nuisance: Tensor, response: Tensor, shares: Tensor | None) -> None:
     if not len(features) == len(nuisance) == len(response):
         raise ValueError(
             f"got {len(features)} stimuli with features, {len(nuisance)} with nuisance and "
@@ -146,6 +147,22 @@ def _check(features: Tensor, nuisance: Tensor, response: Tensor) -> None:
             kind = "numbers that are not negative" if name == "responses" else "numbers"
             raise ValueError(
                 f"{name}: got {values[tuple(at)].item()} at {at}; wanted finite {kind}"
+            )
+        if values.dtype != features.dtype:
+            raise ValueError(f"{name}: got {values.dtype}; wanted {features.dtype}, as of features")
+    still = (response == response[:1]).all(0).nonzero()[:, 0].tolist()
+    if still:  # its κ would be infinite
+        raise ValueError(f"responses: units {still} never vary; leave them out")
+    if shares is not None:
+        total, wanted = shares.sum(-1), (response.shape[1], features.shape[1])
+        if shares.shape not in ((1, wanted[1]), wanted):
+            raise ValueError(
+                f"shares: got shape {tuple(shares.shape)}; wanted {(1, wanted[1])} or {wanted}"
+            )
+        if (shares < -1e-6).any() or not torch.allclose(total, torch.ones_like(total), atol=1e-4):
+            raise ValueError(
+                f"shares: got {shares.min():.3g} at the least and sums of {total.min():.3g} to "
+                f"{total.max():.3g}; wanted none below 0, and sums of 1: divide by their sum"
             )
 
 

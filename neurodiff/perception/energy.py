@@ -9,9 +9,10 @@ photographs, or one band of a steerable pyramid. A level is what comes before:
 .. math:: φ(x; λ) = φ(\hat x(α x + σ ε, λ)), \qquad φ(x; s) = φ(G_s * x), \qquad
     φ(x; k) = φ(x) \text{ with } R = R_k
 
-a noise level, with a denoiser that says what can be known of x there; a blur; or a scale. Energy
-is not linear: with linear features, a Gaussian image prior and fixed weights all three are one
-low-pass filter, and nothing could tell them apart.
+a noise level, with a denoiser that says what can be known of x there (the mean over ε is taken of
+energies, before the logarithm); a blur; or a scale. Energy is not linear: with linear features, a
+Gaussian image prior and fixed weights all three are one low-pass filter, and nothing could tell
+them apart.
 
 References:
     Simoncelli & Freeman 1995, the steerable pyramid; Adelson & Bergen 1985, energy.
@@ -30,7 +31,7 @@ from neurodiff.diffusion.logsnr import diffuse
 from neurodiff.diffusion.progress import progress
 
 _FLOOR = 1e-6  # of energy, far below what 256 greys can show
-_POWER = 3  # of the cosine: with four orientations they sum to one
+_POWER = 3  # of the cosine: with four orientations energies sum to 5/4, whatever the angle
 
 
 def whitening(frequency: Tensor) -> Tensor:
@@ -116,10 +117,13 @@ def denoised_energy(
         logsnr: levels, nats a pixel.
         pairs: of noise for each image.
         seed: of the noise.
-        batch: images a call.
+        batch: images a call; with several pairs the noise drawn depends on it.
 
     Returns:
         As :func:`local_energy`, its logarithm.
+
+    Raises:
+        ValueError: images that are not floats of one channel.
 
     >>> from neurodiff.diffusion.prior import Gaussian
     >>> p = Gaussian(torch.zeros(1, 32, 32), 0.1 * torch.ones(1, 32, 32))
@@ -127,6 +131,7 @@ def denoised_energy(
     >>> denoised_energy(p, images, torch.tensor([-4.0, 8.0])).shape
     torch.Size([2, 2, 64])
     """
+    _grey(image)
     g, rows = torch.Generator().manual_seed(seed), []
     with torch.no_grad(), progress(len(image), "denoising") as advance:
         for x in image.split(batch):
@@ -154,6 +159,7 @@ def blurred_energy(
     def radial(s: Tensor) -> Callable[[Tensor], Tensor]:
         return lambda f: f * torch.exp(-2 * (math.pi * f * s) ** 2)
 
+    _grey(image)
     levels = [local_energy(image[:, 0], radial(s)) for s in sd.to(image)]
     return (_FLOOR + torch.stack(levels, 1)).log()
 
@@ -166,5 +172,14 @@ def band_energy(
     >>> band_energy(torch.randn(2, 1, 32, 32), torch.tensor([0.06, 0.12, 0.25])).shape
     torch.Size([2, 3, 64])
     """
+    _grey(image)
     levels = [local_energy(image[:, 0], band(c)) for c in centre.tolist()]
     return (_FLOOR + torch.stack(levels, 1)).log()
+
+
+def _grey(image: Tensor) -> None:
+    if image.ndim != 4 or image.shape[1] != 1 or not image.is_floating_point():
+        raise ValueError(
+            f"got {image.dtype} images of shape {tuple(image.shape)}; wanted floats of shape "
+            "(stimulus, 1, height, width): take the luma of colours, in [-1, 1]"
+        )

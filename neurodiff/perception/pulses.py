@@ -107,6 +107,13 @@ def _shown(e: Tensor, count: Tensor) -> Tensor:
     return (torch.arange(e.shape[-1], device=e.device) < count[..., None]).to(e)
 
 
+def _placed(values: Tensor, e: Tensor) -> Tensor:
+    """What belongs to places, if there are as many as the trials have."""
+    if (got := values.shape[-1]) != (wanted := e.shape[-1]):
+        raise ValueError(f"got samples={got}; wanted {wanted}, as many as pulse_llr has")
+    return values
+
+
 class Stops(nn.Module):
     r"""Listens to sample n with probability w(log n)/w(0), and answers from what was heard.
 
@@ -156,7 +163,7 @@ class StopsFreely(Stops):
     def heard(self, e: Float[Tensor, "trial pulse"]) -> Tensor:
         """Of every sample w."""
         h = self.stays
-        return torch.cat([torch.ones_like(h[..., :1]), h.cumprod(-1)], -1)
+        return _placed(torch.cat([torch.ones_like(h[..., :1]), h.cumprod(-1)], -1), e)
 
 
 class Placed(nn.Module):
@@ -175,6 +182,7 @@ class Placed(nn.Module):
     def forward(self, e: Tensor, count: Tensor, noise: Tensor, bias: Tensor) -> Tensor:
         """P(1), without lapses."""
         v = torch.cat([torch.ones_like(self.weights[..., :1]), self.weights], -1)
+        v = _placed(v, e)
         total = bias[..., 0] + (_shown(e, count) * v * e).sum(-1)
         return _phi(total / _last(noise.expand(e.shape), count))
 

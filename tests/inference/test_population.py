@@ -121,4 +121,14 @@ def test_what_is_wrong_is_said_where():
     with pytest.raises(ValueError, match=r"features: got nan at \[3, 2, 1\]"):
         fit_rates(bad, u, y)
     with pytest.raises(ValueError, match="got 499 stimuli with features, 500 with nuisance"):
-        population._check(φ[1:], u, y)
+        population._check(φ[1:], u, y, None)
+    with pytest.raises(ValueError, match=r"nuisance: got torch.float32; wanted torch.float64"):
+        fit_rates(φ, u.float(), y)
+    silent = y.clone()
+    silent[:, 1] = 0.0
+    with pytest.raises(ValueError, match=r"units \[1\] never vary; leave them out"):
+        fit_rates(φ, u, silent)
+    with pytest.raises(ValueError, match=r"got shape \(1, 3\); wanted \(1, 4\) or \(2, 4\)"):
+        population._check(φ, u, y, torch.ones(1, 3) / 3)
+    with pytest.raises(ValueError, match=r"got 1 at the least and sums of 4 to 4; wanted none"):
+        fit_rates(φ, u, y, shares=torch.ones(1, 4))

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from neurodiff.diffusion.prior import Gaussian
+from neurodiff.perception import energy
 from neurodiff.perception.energy import (
     band,
     band_energy,
@@ -49,9 +50,9 @@ def test_orientations_sum_to_the_same_for_all_gratings():
 def test_cells_are_places():
     image = torch.zeros(SIDE, SIDE, dtype=torch.float64)
     image[:16, 48:] = torch.randn(16, 16, dtype=torch.float64)
-    energy = local_energy(image).reshape(CELLS, CELLS, 4).sum(-1)
-    assert energy.flatten().argmax() == 3
-    assert energy[0, 3] > 20 * energy[3, 0]
+    found = local_energy(image).reshape(CELLS, CELLS, 4).sum(-1)
+    assert found.flatten().argmax() == 3
+    assert found[0, 3] > 20 * found[3, 0]
 
 
 def test_octaves_tile():
@@ -90,3 +91,13 @@ def test_a_linear_denoiser_adds_the_energy_of_the_noise():
 
 def test_small_images_are_seen_whole():
     assert local_energy(torch.randn(2, 8, 8)).shape == (2, 64)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [torch.zeros(2, 3, 8, 8), torch.zeros(2, 8, 8), torch.zeros(2, 1, 8, 8, dtype=torch.uint8)],
+)
+def test_images_are_floats_of_one_channel(image):
+    # of colours the first channel would be taken for the image
+    with pytest.raises(ValueError, match=r"wanted floats of shape \(stimulus, 1, height, width\)"):
+        energy._grey(image)

@@ -129,9 +129,15 @@ def test_gradients_are_those_of_differences(rival):
     assert torch.autograd.gradcheck(probabilities, values)
 
 
+@pytest.mark.parametrize("rival", [StopsFreely, Placed])
+def test_places_are_as_many_as_samples(rival):
+    with pytest.raises(ValueError, match="got samples=4; wanted 5, as many as pulse_llr has"):
+        observer(rival(4))(trials())
+
+
 @pytest.mark.slow
 def test_a_law_is_found_again():
-    """An observer of whom half do not hear the fifth sample, and the fit's 90 % intervals."""
+    """An observer who hears one in four fifth samples, and the fit's 98 % intervals."""
     import xarray as xr
 
     shown = trials(3000, seed=3)
@@ -144,9 +150,8 @@ def test_a_law_is_found_again():
         "choice": ("trial", choice.numpy()),
     })  # fmt: skip
     fit = nd.fit(Pulses(StopsFreely()), data, nd.Laplace(), seed=0)
-    heard = fit["posterior"]["use.stays"].cumprod(
-        "use.stays_dim_0" if False else fit["posterior"]["use.stays"].dims[-1]
-    )
+    stays = fit["posterior"]["use.stays"]
+    heard = stays.cumprod(stays.dims[-1])
     w = truth.use.heard(torch.zeros(1, 5))[0, 1:].detach().numpy()
     low, high = heard.quantile([0.01, 0.99], ("chain", "draw")).values
     assert (low <= w).all()
