@@ -87,7 +87,9 @@ def brody_clicks(files: dict[str, Path], part: str, attrs: dict) -> xr.Dataset:
         side = np.concatenate([-np.ones(len(left)), np.ones(len(right))])
         order = np.argsort(time, kind="stable")
         clicks.append((time[order], side[order]))
-        near = [np.atleast_1d(s).astype(float) for s in np.atleast_1d(trial.spike_times)]
+        # the times of a single unit come without its cell
+        cells = trial.spike_times if np.size(trial.cellID) > 1 else [trial.spike_times]
+        near = [np.atleast_1d(s).astype(float) for s in cells]
         spikes.append([s[(s >= -_AROUND) & (s < trial.T + _AROUND)] for s in near])
     left, right = (np.array([len(pair[k]) - 1 for pair in sides]) for k in (0, 1))
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -1,7 +1,6 @@
 r"""How far apart two stimuli are for an observer who stops at λ.
 
-.. math:: D_λ(x, x') = e^λ\, E_ε\, |\hat x(α x + σ ε) - \hat x(α x' + σ ε)|², \qquad
-    D_w(x, x') = \tfrac12 \int w(λ)\, D_λ(x, x')\, dλ
+.. math:: D_λ(x, x') = e^λ\, E_ε\, |\hat x(α x + σ ε) - \hat x(α x' + σ ε)|²
 
 What is compared is what can be known of each stimulus at λ, in units of the noise there; what a
 denoiser takes away, both stimuli lose. Noise is shared by all stimuli, so that a difference is one
