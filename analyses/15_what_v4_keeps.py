@@ -375,6 +375,9 @@ def run():
     for name in SESSIONS:
         session = Session(name)
         made = {f: session.features(f, make) for f, make in families(denoiser).items()}
+        if name == SESSIONS[0]:  # is what a denoiser makes of two draws of noise enough?
+            more = partial(denoised_energy, denoiser, logsnr=LOGSNR, pairs=4)
+            made["denoised, 8 draws"] = session.features("denoised-8", more)
         near.append(
             kept(RUNS / f"{name}-similarity.csv", lambda s=session: similarity(s, denoiser))
         )

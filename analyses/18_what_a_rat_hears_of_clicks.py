@@ -64,13 +64,14 @@ def hypotheses():
         "adapts": Clicks(leaks=False),
         "adapts and leaks": Clicks(),
         "adapts, stops listening": Clicks(nd.laws.Logistic(-0.5, 0.4), leaks=False),
-        "adapts and leaks, stops listening": Clicks(nd.laws.Logistic(-0.5, 0.4)),
     }
 
 
-def fitted(data, what):
+def fitted(data, what, names=None):
     rows, kept = [], {}
     for name, model in hypotheses().items():
+        if names is not None and name not in names:
+            continue
         fit = nd.fit(model, silent(data) if name == "no stimulus" else data, nd.Laplace(), seed=0)
         elpd, k_hat = elpd_of(fit)
         kept[name] = fit["posterior"]
@@ -99,7 +100,8 @@ def simulated(data, posterior, seed):
 def run():
     data = rat()
     rows, kept = fitted(data, "rat")
-    more, _ = fitted(simulated(data, kept["adapts"], 1), "simulated")
+    power = ("counts", "adapts", "adapts, stops listening")
+    more, _ = fitted(simulated(data, kept["adapts"], 1), "simulated", power)
     pd.concat([rows, more]).to_csv(RESULTS / "18_rows.csv", index=False, float_format="%.4g")
     parameters = [
         {"hypothesis": h, "parameter": str(n), **_quantiles(v)}
@@ -170,7 +172,7 @@ def figure():
     names = [h for h in hypotheses() if h not in ("adapts", "no stimulus")][::-1]
     for what, mark, colour, dy in (("rat", "o", "black", 0.12),
                                    ("simulated", "s", panels.ORANGE, -0.12)):  # fmt: skip
-        some = rows[rows["data"] == what].set_index("hypothesis").loc[names]
+        some = rows[rows["data"] == what].set_index("hypothesis").reindex(names)
         axes[1].errorbar(some["difference"], np.arange(len(names)) + dy, xerr=2 * some["se"],
                          fmt=mark, ms=3, lw=0.8, color=colour, label=what)  # fmt: skip
     axes[1].axvline(0, lw=0.6, color="grey")
