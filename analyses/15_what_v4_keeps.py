@@ -400,13 +400,15 @@ def summary(units):
     for session in ("all", *SESSIONS):
         some = wide if session == "all" else wide.loc[[session]]
         for key in wide.columns:
-            off = some[key] - some["denoised", "own"]
-            top = tops.loc[some.index]
+            off = (some[key] - some["denoised", "own"]).dropna()  # a row may be of one session
+            if off.empty:
+                continue
+            r, top = some.loc[off.index, key], tops.loc[off.index]
             found.append({
-                "session": session, "family": key[0], "shares": key[1], "units": len(some),
-                "r": some[key].mean(), "se": some[key].std() / len(some) ** 0.5,
-                "difference": off.mean(), "paired_se": off.std() / len(some) ** 0.5,
-                "of_ceiling": (some[key] / top).mean() if session == "210325" else np.nan,
+                "session": session, "family": key[0], "shares": key[1], "units": len(off),
+                "r": r.mean(), "se": r.std() / len(off) ** 0.5,
+                "difference": off.mean(), "paired_se": off.std() / len(off) ** 0.5,
+                "of_ceiling": (r / top).mean() if session == "210325" else np.nan,
             })  # fmt: skip
     return pd.DataFrame(found)
 
@@ -454,6 +456,7 @@ def differences(ax):
     """Mean difference in correlation of every row to the denoiser's own shares."""
     table = pd.read_csv(RESULTS / "15_rows.csv", dtype={"session": str})
     whole = table[(table["session"] == "all") & (table["family"] != "no energy")]
+    whole = whole[whole["units"] == whole["units"].max()]
     order = whole.sort_values("difference")
     for i, (_, row) in enumerate(order.iterrows()):
         ax.errorbar(row["difference"], i, xerr=2 * row["paired_se"], fmt="o", ms=3.5, color="black")
