@@ -167,8 +167,8 @@ def figure():
         else:
             axes[0].plot(some["place"], some["weight"], color=colours[str(name)], label=name, lw=1)
     axes[0].set(xlabel="when in the trial (share of its duration)", ylabel="log odds a click",
-                ylim=(0, None))  # fmt: skip
-    axes[0].legend(frameon=False, fontsize=6, loc="lower left")
+                ylim=(-0.03, 0.32))  # fmt: skip
+    axes[0].legend(frameon=False, fontsize=6, loc="upper right")
     names = [h for h in hypotheses() if h not in ("adapts", "no stimulus")][::-1]
     for what, mark, colour, dy in (("rat", "o", "black", 0.12),
                                    ("simulated", "s", panels.ORANGE, -0.12)):  # fmt: skip
