@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import App, CycloptsError, Parameter
 
 from neurodiff import __version__
+from neurodiff.cli_compare import compare
 from neurodiff.cli_datasets import datasets
 from neurodiff.terminal import next_run, show_table, status
 from neurodiff.training import train_images
@@ -31,6 +32,7 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 app.command(datasets)
+app.command(compare)
 app.command(train_images, name="train")
 
 
@@ -153,27 +155,21 @@ def fit(
         out: Run folder, new or empty; by default the next number under runs/.
         resume: Go on in a run folder: fits that are there are kept.
     """
-    from neurodiff.data.gather import gather
-    from neurodiff.inference.hypotheses import plan
-    from neurodiff.inference.labels import attach
     from neurodiff.inference.nuts import NUTS
     from neurodiff.inference.svi import SVI
-    from neurodiff.inference.tasks import common_task, task_of
+    from neurodiff.runs import found_again, read_for
 
+    read = {
+        "data": found_again(data), "model": model, "choices": choices, "guess": guess,
+        "observers": observers, "deadline": deadline, "front_end": front_end,
+        "evidence": None if evidence is None else str(evidence.absolute()),
+        "weighting": weighting, "law": law, "bound": bound,
+    }  # fmt: skip
     with status("reading"):
-        table = _table_of(model, evidence)
-        labels = choices if table is None else table.sizes["label"]
-        parts, unread = gather(data, labels, observers)
-        parts = _timed(parts, deadline) if model == "bounded" else parts
-        parts = parts if table is None else [attach(part, table) for part in parts]
-    if model != "bounded" and (bound or deadline):
-        raise ValueError("--bound and --deadline are of --model bounded")
-    if model == "bounded" and law:
-        raise ValueError("the bounded kind has bounds in place of laws: --bound NAME")
-    task = common_task([task_of(part, model, choices, guess) for part in parts])
-    rows = plan(task, front_end or ("none",), weighting, bound or law)
+        parts, unread, rows, task = read_for(read | {"data": data})
     how = {"laplace": None, "svi": SVI(), "nuts": NUTS()}[method]
     options = {"method": how, "by": by, "seed": seed, "device": device, "resume": resume}
+    options["read"] = read
     out = out or next_run()
     code = _run(parts, rows, task, out, workers, unread=unread, **options)
     if observed := {part.attrs["observers"] for part in parts if "observers" in part.attrs}:
@@ -219,21 +215,23 @@ def recover(
     """
     from dataclasses import replace
 
+    from neurodiff.data.choice_rt import choice_rt
     from neurodiff.data.gather import gather
     from neurodiff.inference.calibration import recovery_table
     from neurodiff.inference.hypotheses import plan
     from neurodiff.inference.labels import attach
     from neurodiff.inference.tasks import task_of
+    from neurodiff.runs import table_of
 
     with status("reading"):
-        table = _table_of(model, evidence)
+        table = table_of(model, evidence)
         labels = choices if table is None else table.sizes["label"]
         (part, *more), _ = gather(data, labels, "all")
     if more:
         raise ValueError(f"got {1 + len(more)} parts, wanted one design: name one part or file")
     if out is not None and (out.exists() or not out.parent.is_dir()):
         raise ValueError(f"{out} exists, or its folder does not: wanted a new file in a folder")
-    part = _timed([part], None)[0] if model == "bounded" else part
+    part = choice_rt(part) if model == "bounded" else part
     part = part if table is None else attach(part, table)
     task = task_of(part, model, choices, guess)
     plain = "; simulated and fitted without spike history" if task.history else ""
@@ -250,28 +248,6 @@ def recover(
 
 
 @app.command
-def compare(*folders: Path) -> None:
-    """Compare the fits of one or several run folders.
-
-    Args:
-        folders: Run folders.
-    """
-    from neurodiff.inference.compare import compare
-
-    if not folders:
-        raise ValueError("got no run folder; wanted at least one, such as runs/001")
-    several, fits = len(folders) > 1, {}
-    for folder in folders:
-        found = sorted((folder / "fits").glob("*.nc"))
-        if not found:
-            raise ValueError(f"{folder} holds no fits (fits/*.nc); wanted a run folder")
-        fits |= {f"{folder}/{path.stem}" if several else path.stem: path for path in found}
-    with status("comparing"):
-        table = compare(fits)
-    show_table(table)
-
-
-@app.command
 def report(folder: Path, /) -> None:
     """Draw the figures of a run folder and write report.html.
 
@@ -281,22 +257,6 @@ def report(folder: Path, /) -> None:
     if not (folder / "comparison.csv").is_file():
         raise ValueError(f"{folder} holds no comparison.csv; wanted the folder of a finished run")
     _draw(folder)
-
-
-def _table_of(model: str, path: Path | None):  # noqa: ANN202  # needs xarray
-    """The table of evidence that a kind needs."""
-    from neurodiff.perception.evidence import read_table
-
-    if model in ("averaged", "stopped") and path is None:
-        raise ValueError(f"--model {model} needs --evidence TABLE.nc")
-    return None if path is None else read_table(path)
-
-
-def _timed(parts, deadline: float | None) -> list:  # noqa: ANN001
-    """Parts with choices and reaction times as one number a trial."""
-    from neurodiff.data.choice_rt import choice_rt
-
-    return [choice_rt(part, deadline=deadline) for part in parts]
 
 
 def _run(  # noqa: ANN202

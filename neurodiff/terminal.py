@@ -52,6 +52,25 @@ def show_table(table: "pd.DataFrame") -> None:
         _console().print(shown, "")
 
 
+def show_shared(table: "pd.DataFrame") -> None:
+    """The ways to share one hypothesis."""
+    from rich.table import Table
+
+    first = table.iloc[0]
+    title = f"{first['hypothesis']}, front end {first['front_end']} (nats, over {first['over']})"
+    shown = Table(title=title, title_justify="left", box=None)
+    shown.add_column("sharing")
+    numbers = {"parameters": 0, "elpd": 1, "elpd_diff": 1, "dse": 1, "ln_bf_laplace": 1,
+               "ln_bf_bridge": 1, "bf_se": 1}  # fmt: skip
+    for name in numbers:
+        shown.add_column(name, justify="right")
+    shown.add_column("verdict")
+    for row in table.to_dict("records"):
+        cells = [f"{row[name]:.{digits}f}" for name, digits in numbers.items()]
+        shown.add_row(row["sharing"], *cells, row["verdict"])
+    _console().print(shown, "")
+
+
 def next_run() -> Path:
     """The next numbered folder under runs/."""
     taken = [int(p.name) for p in Path("runs").glob("*") if p.name.isdigit()]

@@ -59,6 +59,7 @@ def study(
     resume: bool = False,
     unread: Mapping[str, str] | None = None,
     command: str = "",
+    read: Mapping | None = None,
 ) -> pd.DataFrame:
     """Fit every hypothesis to every part, compare, and leave a run folder.
 
@@ -76,6 +77,7 @@ def study(
         resume: Skip the units whose files are there.
         unread: Parts that could not be read, and why: reported with the units that failed.
         command: What was typed, for ``run.json``.
+        read: How the parts were read, for ``run.json``: what :func:`neurodiff.runs.read_for` takes.
 
     Returns:
         The comparison, which is also ``comparison.csv``. ``run.json`` says which units failed.
@@ -87,7 +89,7 @@ def study(
     """
     began = time.time()
     _check_folder(out, resume)
-    usable, failed = _check_parts([_blocked(p) for p in parts], hypotheses, task, by)
+    usable, failed = _check_parts([blocked(p) for p in parts], hypotheses, task, by)
     failed = {**(unread or {}), **failed}
     fits = _make(out)
     method = Laplace(draws=500, starts=3) if method is None else method
@@ -111,6 +113,7 @@ def study(
         "data": {str(part.attrs["name"]): data_hash(part) for part in usable},
         "files": sorted(path.name for path in paths),
         "failed": failed,
+        **({} if read is None else {"read": dict(read)}),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(began)),
         "seconds": round(time.time() - began, 1),
     }
@@ -243,8 +246,12 @@ def _check_parts(
     return usable, failed
 
 
-def _blocked(data: xr.Dataset) -> xr.Dataset:
-    """A recording whose bins have no blocks, cut into 20 of equal length: bins are no units."""
+def blocked(data: xr.Dataset) -> xr.Dataset:
+    """A recording whose bins have no blocks, cut into 20 of equal length: bins are no units.
+
+    Raises:
+        ValueError: If it is too short for that.
+    """
     if "time" not in data.sizes or "block" in data.coords:
         return data
     bins, samples = data.sizes["time"], data.sizes.get("sample", 0)
