@@ -192,7 +192,7 @@ def _verdict(row: dict, best: dict) -> str:
         behind = distinguished(row["elpd_diff"], row["dse"])
         words = ["behind" if behind else "not distinguished"]
     if row["sharing"] == "one w" and words[0] != "behind":
-        words.append("one w suffices")
+        words.append("one w is not refuted")
     if row["k_hat"] > 0.7:
         words.append("k-hat above 0.7: numerically unsure")
     return "; ".join(words)

@@ -179,7 +179,7 @@ def test_the_way_to_share_that_is_true_is_found():
 
     one = best(lambda i, r: 0.3)
     assert one["ln_bf_bridge"].idxmax() == "one w"
-    assert "one w suffices" in one.loc["one w", "verdict"]
+    assert "one w is not refuted" in one.loc["one w", "verdict"]
     places = rng.normal(0, 1.5, 4)
     moved = best(lambda i, r: places[i])
     assert moved["ln_bf_bridge"].idxmax() == "one w, shifted"
