@@ -232,6 +232,7 @@ def fit_row(fit: xr.DataTree) -> dict:
     r_hat = _largest([stats], "r_hat_max")
     ess = _largest([stats], "ess_min" if "ess_min" in stats else "ess")
     diverging = int(stats["diverging"].sum()) if "diverging" in stats else 0
+    unsure = float(stats.get("unsure", 0.0))
     checks = {
         f"k̂ is {k_hat:.2f}, above 0.7: numerically unsure": k_hat > 0.7,
         f"R-hat is {r_hat:.3f}, above 1.01: draw longer": r_hat > 1.01,
@@ -239,6 +240,8 @@ def fit_row(fit: xr.DataTree) -> dict:
         f"{diverging} divergent transitions: the posterior has corners NUTS missed": diverging > 0,
         "the mode was not reached": not bool(stats.get("mode_converged", True)),
         "the Hessian is not positive definite": not bool(stats.get("hessian_definite", True)),
+        f"decisions take less than the grid can tell, {unsure:.0%} of some: give more steps from "
+        "Python": unsure > 1e-3,
         "SVI has not converged": not bool(stats.get("converged", True)),
     }
     return {

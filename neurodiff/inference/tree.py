@@ -23,6 +23,7 @@ from neurodiff.inference.nuts import NUTS, diagnose
 from neurodiff.inference.posterior import Posterior
 from neurodiff.inference.psis import leave_one_out
 from neurodiff.inference.svi import SVI
+from neurodiff.perception.choice_time import ChoiceTime
 from neurodiff.perception.classify import Tabled
 
 _KEEP = 500  # draws kept of log likelihoods
@@ -62,10 +63,20 @@ def _posterior_group(bound: Bound, u: Float[Tensor, "chain draw size"]) -> xr.Da
 
 
 def _stats_group(bound: Bound, u: Float[Tensor, "chain draw size"], stats: dict) -> xr.Dataset:
-    """What the method says of itself; for several chains R-hat and ESS of every component of u."""
+    """What the method says of itself; for several chains R-hat and ESS of every component of u.
+
+    Of decision times, the most that the grid of the model may err in P(answer), at the mean draw.
+    """
     data = xr.Dataset(
         {k: (["chain", "draw"], v) if isinstance(v, np.ndarray) else v for k, v in stats.items()}
     )
+    joint = bound.posterior
+    with torch.no_grad():
+        values = joint.parameters.trial_values(u.mean((0, 1)))
+        answers = [answer for _, answer in joint.answers(values, joint.trials)]
+    unsure = [float(a.unsure.max()) for a in answers if isinstance(a, ChoiceTime)]
+    if unsure:
+        data["unsure"] = max(unsure)
     if u.shape[0] > 1:
         r_hat, ess = diagnose(u)
         data["r_hat"], data["ess_bulk"] = ("component", r_hat), ("component", ess)

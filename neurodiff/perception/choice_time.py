@@ -39,6 +39,7 @@ class ChoiceTime(Distribution):
         horizon: Seconds up to which times are modelled.
         known: 1 where a trial's choice counts, 0 where only its time does.
         deadline: H_i of each trial, within the horizon; None where all are the horizon.
+        unsure: By how much the probability of an answer may be off, of each condition.
     """
 
     arg_constraints: ClassVar = {}  # pyright: ignore
@@ -53,10 +54,12 @@ class ChoiceTime(Distribution):
         horizon: float,
         known: Float[Tensor, " trial"],
         deadline: Float[Tensor, " trial"] | None = None,
+        unsure: Float[Tensor, " condition"] | None = None,
     ) -> None:
         self.log_density, self.later, self.lapse = log_density, later, lapse
         self.deadline = lapse.new_tensor(horizon) if deadline is None else deadline
         self.condition, self.horizon, self.known = condition, horizon, known
+        self.unsure = torch.zeros_like(lapse) if unsure is None else unsure
         super().__init__(condition.shape, validate_args=False)
 
     def _one(self, time: Tensor, side: Tensor) -> Tensor:

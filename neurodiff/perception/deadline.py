@@ -19,12 +19,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from neurodiff.diffusion.law import Law
+from neurodiff.diffusion.law import Law, LawDistribution
 from neurodiff.perception.bounded import CONDITIONS, Bounded
 from neurodiff.perception.bounds import Bound
 from neurodiff.perception.drifts import Steady, position
-from neurodiff.perception.first_passage import survival
-from neurodiff.perception.on_clock import OnClock
+from neurodiff.perception.early import FINE, early_of
+from neurodiff.perception.first_passage import through
+from neurodiff.perception.on_clock import OnClock, masses
 from neurodiff.perception.reaction import part
 from neurodiff.perception.timed import normal_cdf
 from neurodiff.perception.volterra import Path, decayed
@@ -76,30 +77,61 @@ class DeadlineMixture(OnClock, Bounded):
 
     def _decisions(
         self, values: dict[str, Tensor], stimulus: dict[str, Tensor]
-    ) -> Float[Tensor, "condition time 2"]:
+    ) -> Float[Tensor, "condition node 2"]:
         """Densities of decision time and choice."""
-        b, slope = functional_call(self.bound, part("bound.", values), (self.time,))
-        moved = functional_call(self.drift, part("drift.", values), (stimulus, self.time))
+        b, slope = functional_call(self.bound, part("bound.", values), (self.nodes,))
+        moved = functional_call(self.drift, part("drift.", values), (stimulus, self.nodes))
         x, weight = self._starts(values)
         passed = self._passages(b, slope, moved, x)
         law = functional_call(self.law, part("law.", values), ())
-        # what the law gives to the cell of time about each point, so that its mass is one
-        left = law.survival((self.time + 0.5 * self.time[0]).log())
-        given_up = -torch.cat([torch.ones_like(left[..., :1]), left], -1).diff() / self.time[0]
-        still = law.survival(self.time.log())[..., None, :, None]
-        there = remaining(passed, b, moved, self.time, x)
-        each = passed * still + there * given_up[..., None, :, None]
+        still = law.survival(self.nodes.log())[..., None, :, None]
+        given_up = self._given_up(law)[..., None, :, None]
+        each = passed * still + self._remaining(passed, b, moved, x) * given_up
         return (each * weight[:, None, None]).sum(-3)
 
+    def _given_up(self, law: LawDistribution) -> Float[Tensor, "*condition node"]:
+        """Density of D: what the law gives to the cell of time about each node."""
+        early, times = self._parts(self.nodes)
+        edges = torch.cat([t + 0.5 * t[0] for t in (early, times)])
+        parts = len(early), len(times)
+        step = torch.cat([t[:1].expand(len(t)) for t in (early, times)])
+        return masses(law.survival(edges.log()), parts) / step
 
-def remaining(
-    passed: Float[Tensor, "condition node time 2"],
+    def _remaining(
+        self, passed: Tensor, b: Tensor, moved: Steady | Path, x: Tensor
+    ) -> Float[Tensor, "condition start node 2"]:
+        """P(±X_t > 0, T > t): on which side the paths are that have not yet passed a bound."""
+        mean, variance = position(moved, self.nodes, x)
+        z = mean / variance.sqrt()
+        n = len(self.time)
+        parts = zip(self._parts(passed.mT), self._parts(self.nodes), strict=True)
+        early, times = (through(y, t).mT for y, t in parts)
+        # decisions within a step are counted at the early nodes
+        k = early.shape[-2] // FINE
+        later = times[..., k:, :] - times[..., k - 1 : k, :] + early[..., -1:, :]
+        gone = torch.cat([early, early[..., FINE - 1 :: FINE, :], later], -2)
+        if isinstance(moved, Path):
+            moved = Path(moved.mean[..., -n:], moved.slope[..., -n:], moved.leak)
+        back = came_back(passed[..., -n:, :], b[..., -n:], moved, self.time, x)
+        back = torch.cat([early_of(back, len(self.nodes) - n), back], -2)
+        return (normal_cdf(torch.stack([z, -z], -1)) - gone + back).clamp_min(0.0)
+
+    def _parts(self, y: Float[Tensor, "*any node"]) -> tuple[Tensor, ...]:
+        """What is at the early nodes, and at the times."""
+        n = len(self.time)
+        return y.split([len(self.nodes) - n, n], -1)
+
+
+def came_back(
+    passed: Float[Tensor, "condition start time 2"],
     bound: Float[Tensor, "*#condition time"],
     moved: Steady | Path,
     time: Float[Tensor, " time"],
-    start: Float[Tensor, "*#condition node"],
-) -> Float[Tensor, "condition node time 2"]:
-    r"""P(±X_t > 0, T > t): on which side the paths are that have not yet passed a bound.
+    start: Float[Tensor, "*#condition start"],
+) -> Float[Tensor, "condition start time 2"]:
+    r"""What bounds took from each side of 0, beyond what passed through the bound of that side.
+
+    Free paths that have passed one bound may be on the other side by t; with bounds they are not.
 
     Args:
         passed: Densities of passage.
@@ -108,24 +140,21 @@ def remaining(
         time: dt, 2 dt, …
         start: :math:`X_0`.
 
-    >>> from neurodiff.perception.first_passage import density
+    >>> from neurodiff.perception.first_passage import density, survival
     >>> time = torch.linspace(0.02, 1.0, 50)
-    >>> g, still = density(0.0, 1.0, time), Steady(torch.zeros(1), None)
-    >>> there = remaining(g[None, None], torch.ones(50), still, time, torch.zeros(1))
-    >>> torch.allclose(2 * there[0, 0, :, 0], survival(g, time), atol=1e-6)
+    >>> g, steady = density(1.0, 1.0, time), Steady(torch.ones(1), None)
+    >>> back = came_back(g[None, None], torch.ones(50), steady, time, torch.zeros(1))
+    >>> free = normal_cdf(time.sqrt())  # P(X_t > 0) of the free path
+    >>> there = free - through(g[:, 0], time) + back[0, 0, :, 0]
+    >>> bool(((there > 0) & (there < survival(g, time))).all())
     True
     """
-    mean, variance = position(moved, time, start)
-    z = mean / variance.sqrt()
-    free = normal_cdf(torch.stack([z, -z], -1))
     sign = bound.new_tensor([1.0, -1.0])
-    # from bound j at u to the other side of 0 at t: (condition, node, t, u, j)
+    # from bound j at u to the other side of 0 at t: (condition, start, t, u, j)
     mean, variance, later = _onward(sign * bound[..., None], moved, time, start)
     other = normal_cdf(mean * (-sign * variance.rsqrt())) * (time[0] * later)
     crossed = torch.einsum("...tuj,...uj->...tj", other, passed)
-    each = torch.eye(2, dtype=passed.dtype, device=passed.device)
-    gone = 1 - torch.stack([survival(passed * one, time) for one in each], -1)
-    return (free - gone + crossed - crossed.flip(-1)).clamp_min(0.0)
+    return crossed - crossed.flip(-1)
 
 
 def _onward(

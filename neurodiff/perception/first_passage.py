@@ -110,12 +110,23 @@ def survival(
     density: Float[Tensor, "*condition time 2"], time: Float[Tensor, " time"]
 ) -> Float[Tensor, "*condition time"]:
     r"""P(T > t) at each time, :math:`1 - \int_0^t (g_+ + g_-)`, to the fourth order in dt."""
-    g = density.sum(-1)
+    return 1 - through(density.sum(-1), time)
+
+
+def through(
+    g: Float[Tensor, "*any time"], time: Float[Tensor, " time"]
+) -> Float[Tensor, "*any time"]:
+    r"""What has passed by each time, :math:`\int_0^t g`, to the fourth order in dt.
+
+    >>> time = torch.linspace(0.1, 1.0, 10)
+    >>> through(time**3, time)[[4, 9]]  # t⁴/4
+    tensor([0.0156, 0.2500])
+    """
     zero = g.new_zeros(*g.shape[:-1], 1)
     # cubics through four points; the density vanishes at 0 with all its derivatives
     g = torch.cat([zero, zero, g, 3 * (g[..., -1:] - g[..., -2:-1]) + g[..., -3:-2]], -1)
     cells = 13 * (g[..., 1:-2] + g[..., 2:-1]) - g[..., :-3] - g[..., 3:]
-    return 1 - (time[0] / 24 * cells).cumsum(-1)
+    return (time[0] / 24 * cells).cumsum(-1)
 
 
 def error(

@@ -37,8 +37,9 @@ from torch import Tensor, nn
 from torch.distributions import LogNormal, Normal, constraints
 from torch.func import functional_call
 
-from neurodiff.perception.bounded import LEAST, Bounded, floored
+from neurodiff.perception.bounded import Bounded, floored
 from neurodiff.perception.bounds import Bound
+from neurodiff.perception.early import LEAST
 from neurodiff.perception.first_passage import solve, tilt
 from neurodiff.perception.reaction import cubic, jittered, part
 
@@ -221,6 +222,8 @@ class Heading(Bounded):
         self.bound.height = nn.Parameter(self.bound.height.detach().expand(cues.places).clone())
         self.delay = nn.Parameter(self.delay.detach().expand(3).clone())
         self._dims = {name: p.dim() for name, p in self.named_parameters()}
+        # evidence comes late: nothing is decided within a few steps
+        self.nodes, self.width = self.time, self.time[:1].expand(len(self.time))
 
     @property
     def cells(self) -> int:
@@ -229,7 +232,7 @@ class Heading(Bounded):
 
     def _decisions(
         self, values: dict[str, Tensor], stimulus: dict[str, Tensor]
-    ) -> Float[Tensor, "condition time 2"]:
+    ) -> Float[Tensor, "condition node 2"]:
         """Densities of decision time and choice."""
         own = part("bound.", values)
         own["height"] = height = own["height"][:, None]
@@ -259,7 +262,7 @@ class Heading(Bounded):
         cue = self.drift.cue(self.drift.place(stimulus))
         rows = [torch.nonzero(cue == j)[:, 0] for j in range(3)]
         each = [
-            jittered(g[own], self.time, delay, values["jitter"])
+            jittered(self.time[0] * g[own], self.time, delay, values["jitter"])
             for own, delay in zip(rows, values["delay"], strict=True)
             if len(own)
         ]

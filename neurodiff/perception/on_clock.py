@@ -9,8 +9,10 @@ about jitter and scale (:mod:`neurodiff.inference.straight`).
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Distribution, LogNormal, Normal
 from torch.nn.functional import logsigmoid
@@ -31,6 +33,20 @@ def places(law: Law) -> dict[str, Distribution]:
         "law.loc": Normal(math.log(0.5), 1.0),
         "law.scale": LogNormal(math.log(0.3), 0.7),
     }
+
+
+def masses(left: Float[Tensor, "*any edge"], parts: Sequence[int]) -> Float[Tensor, "*any edge"]:
+    """What falls before each edge and after the one before it, in each part of the edges.
+
+    Args:
+        left: Survival at the edges.
+        parts: Lengths of the parts; each begins with a survival of 1.
+
+    >>> masses(torch.tensor([0.9, 0.5, 0.8]), (2, 1))
+    tensor([0.1000, 0.4000, 0.2000])
+    """
+    each = (torch.cat([torch.ones_like(y[..., :1]), y], -1) for y in left.split(list(parts), -1))
+    return torch.cat([-y.diff() for y in each], -1)
 
 
 def summed(x: Tensor, y: Tensor, power: float) -> tuple[Tensor, Tensor]:

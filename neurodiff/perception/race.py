@@ -116,11 +116,11 @@ class Race(Reaction):
 
     def _decisions(
         self, values: dict[str, Tensor], stimulus: dict[str, Tensor]
-    ) -> Float[Tensor, "condition time 2"]:
+    ) -> Float[Tensor, "condition node 2"]:
         """Densities of decision time and choice."""
-        moved = functional_call(self.drift, part("drift.", values), (stimulus, self.time))
+        moved = functional_call(self.drift, part("drift.", values), (stimulus, self.nodes))
         half, base, height = 0.5 * moved.slope[:, None], values["base"], values["height"]
         shift = values.get("start", torch.zeros_like(height))
-        upper, up = first_passage(height * (1 - shift), base + half, self.time)
-        lower, down = first_passage(height * (1 + shift), base - half, self.time)
+        upper, up = first_passage(height * (1 - shift), base + half, self.nodes)
+        lower, down = first_passage(height * (1 + shift), base - half, self.nodes)
         return torch.stack([upper * down, lower * up], -1)

@@ -3,9 +3,9 @@ r"""From decision times to reaction times: what every model of choice and time h
 .. math:: \text{rt} = T + \tau, \quad \tau \sim N(\text{delay}, \text{jitter}^2), \qquad
     p_\pm(t) = \int g_\pm(u)\, N(t - u;\, \text{delay}, \text{jitter}^2)\,du
 
-A model says with which density :math:`g_\pm` it decides, at dt, 2 dt, … up to the horizon and
-for each distinct stimulus; the delay, its jitter, lapses and the horizon are here, so that rivals
-differ in how they decide and in nothing else.
+A model says with which density :math:`g_\pm` it decides, at the nodes of a quadrature up to the
+horizon and for each distinct stimulus; the delay, its jitter, lapses and the horizon are here, so
+that rivals differ in how they decide and in nothing else.
 """
 
 import math
@@ -29,9 +29,9 @@ from torch.distributions import (
 from torch.distributions.constraints import Constraint
 
 from neurodiff.perception.choice_time import ChoiceTime
+from neurodiff.perception.early import FINE, nested
 from neurodiff.perception.ideal import hermite
 
-_FINE = 4  # points of the table of reaction times in a step of decision time
 _SHARP = 0.7  # of a step: below it a sum over steps no longer is the integral over the jitter
 
 LogDensity = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -53,6 +53,8 @@ class Reaction(nn.Module, ABC):
     """
 
     time: Tensor
+    nodes: Tensor
+    width: Tensor
     drift: nn.Module
     jitter: nn.Parameter | None
     response = "signed_rt"
@@ -78,6 +80,9 @@ class Reaction(nn.Module, ABC):
         self.horizon = float(horizon)
         count = torch.arange(1, steps + 1, dtype=torch.float64)
         self.register_buffer("time", horizon / steps * count)
+        nodes, width = nested(self.time)
+        self.register_buffer("nodes", nodes)
+        self.register_buffer("width", width)
         for name, value in {"delay": delay, "jitter": jitter, **own, "lapse": lapse}.items():
             given = None if value is None else nn.Parameter(torch.tensor(float(value)))
             self.register_parameter(name, given)
@@ -111,28 +116,48 @@ class Reaction(nn.Module, ABC):
         condition, first = self._conditions(trials)
         values = self._values(first)
         stimulus = {n: trials[n][first][:, None] for n in self.drift.requires}  # pyright: ignore
-        g = _at_most_one(self._decisions(values, stimulus), self.time[0])
+        g = self._decisions(values, stimulus)
         g = g.expand(len(first), *g.shape[-2:])
+        unsure, g = self._unsure(g), self._at_most_one(g)
         log_density, later = self._reactions(g, values, stimulus)
         lapse = values["lapse"].reshape(-1).expand(len(first))
-        known, own = trials["choice_known"], trials.get("deadline")
-        return ChoiceTime(log_density, later, condition, lapse, self.horizon, known, own)
+        given = lapse, self.horizon, trials["choice_known"], trials.get("deadline"), unsure
+        return ChoiceTime(log_density, later, condition, *given)
 
     @abstractmethod
     def _decisions(
         self, values: dict[str, Tensor], stimulus: dict[str, Tensor]
-    ) -> Float[Tensor, "condition time 2"]:
+    ) -> Float[Tensor, "condition node 2"]:
         """Densities of decision time and choice."""
+
+    def _at_most_one(self, g: Float[Tensor, "condition node 2"]) -> Tensor:
+        """Densities whose mass is above 1, because they are over in a few nodes, divided by it.
+
+        Without this a fit runs to where the grid is too coarse, and is rewarded for it.
+        """
+        both = self.width * g.sum(-1)
+        return g / (both.sum(-1) - 0.5 * both[..., -1]).clamp_min(1.0)[..., None, None]
+
+    def _unsure(self, g: Float[Tensor, "condition node 2"]) -> Float[Tensor, " condition"]:
+        r"""By how much the nodes may err in P(T < horizon), from leaving out every second one.
+
+        In the mass of a normal density steps h err by :math:`2 e^{-2 \pi^2 s^2 / h^2}`, and by its
+        fourth power if half as long. Passage through a bound is skewed: it is the third, about.
+        """
+        sign = torch.ones_like(self.width)
+        sign[1::2] = -1.0
+        off = (sign * self.width * g.sum(-1)).sum(-1)
+        return 2 * (0.5 * off.abs()) ** 3
 
     def _reactions(
         self,
-        g: Float[Tensor, "condition time 2"],
+        g: Float[Tensor, "condition node 2"],
         values: dict[str, Tensor],
         stimulus: dict[str, Tensor],
     ) -> tuple[LogDensity, Later]:
         """Log density of reaction time and choice, and the probability of none by a time."""
         table = self._delayed(g, values, stimulus)
-        fine = self.time[0] / _FINE
+        fine = self.time[0] / FINE
         rate = table.sum(-1)
         # at either end the cubic through four points goes on
         ends = [3 * (y[0] - y[1]) + y[2] for y in (rate.T[:3], rate.T[-3:].flip(0))]
@@ -149,7 +174,8 @@ class Reaction(nn.Module, ABC):
         self, g: Tensor, values: dict[str, Tensor], stimulus: dict[str, Tensor]
     ) -> Float[Tensor, "condition fine 2"]:
         """Densities of reaction time."""
-        return jittered(g, self.time, values["delay"], values["jitter"])
+        mass = self.width[:, None] * g
+        return jittered(mass, self.time, values["delay"], values["jitter"])
 
     def _conditions(self, trials: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The condition of each trial, groups apart, and the first trial of each condition."""
@@ -171,33 +197,27 @@ class Reaction(nn.Module, ABC):
         }
 
 
-def _at_most_one(g: Float[Tensor, "condition time 2"], dt: Tensor) -> Tensor:
-    """Densities whose mass is above 1, because they are over in a few steps, divided by it.
-
-    Without this a fit runs to where the grid is too coarse, and is rewarded for it.
-    """
-    both = g.sum(-1)
-    mass = dt * (both.sum(-1) - 0.5 * both[..., -1])
-    return g / mass.clamp_min(1.0)[..., None, None]
-
-
 def jittered(
-    g: Float[Tensor, "condition time 2"], time: Tensor, delay: Tensor, jitter: Tensor
+    mass: Float[Tensor, "condition node 2"], time: Tensor, delay: Tensor, jitter: Tensor
 ) -> Float[Tensor, "condition fine 2"]:
     """Densities of reaction time at 0, dt/4, …: decision times and the jitter convolved.
 
     Args:
-        g: Densities of decision time at ``time``.
+        mass: Of decisions: at dt/4, dt/2, …, as many as there are more than ``time`` has, then at
+            ``time``.
         time: dt, 2 dt, …
         delay: () or (condition, 1).
         jitter: () or (condition, 1).
     """
     dt, n = time[0], len(time)
-    every = dt / _FINE * torch.arange(-_FINE * n, _FINE * n + 1, device=dt.device)
+    early = mass.shape[-2] - n
+    every = dt / FINE * torch.arange(-FINE * n, FINE * n + 1, device=dt.device)
     z = (every - delay) / jitter
-    each = dt * torch.exp(-0.5 * z * z) / (math.sqrt(2 * math.pi) * jitter)
-    # how far the table lies behind a decision is a window of these, a step earlier for a later one
-    behind, g = each.unfold(-1, _FINE * n + 1, _FINE)[..., :n, :].mT, g.flip(-2)
+    each = torch.exp(-0.5 * z * z) / (math.sqrt(2 * math.pi) * jitter)
+    # how far the table lies behind a decision is a window of these, earlier for a later one
+    windows, size = each.unfold(-1, FINE * n + 1, 1), FINE * n
+    rows = windows[..., :size:FINE, :], windows[..., size - early : size, :]
+    behind, g = torch.cat(rows, -2).mT, mass.flip(-2)
     if behind.dim() > 2:
         return behind @ g
     # one delay for all conditions is one product: a batch of them would copy the matrix for each

@@ -34,7 +34,7 @@ from torch.nn.functional import logsigmoid
 from neurodiff.diffusion.law import Law, LocationScale
 from neurodiff.perception.drifts import Power, Steady, position
 from neurodiff.perception.first_passage import Path
-from neurodiff.perception.on_clock import OnClock, parted, summed
+from neurodiff.perception.on_clock import OnClock, masses, parted, summed
 from neurodiff.perception.reaction import Reaction, part
 
 _HALVINGS = 12  # of the first cell of time: an SNR may be reached in microseconds
@@ -73,6 +73,7 @@ class TimeStop(OnClock, Reaction):
     law: Law
     edges: Tensor
     inside: Tensor
+    cell: Tensor
     start: nn.Parameter | None
     constraints: ClassVar[dict[str, Constraint]] = Reaction.constraints | {
         "start": constraints.real
@@ -93,11 +94,14 @@ class TimeStop(OnClock, Reaction):
         parts = {"drift": drift, "law": law}
         super().__init__(parts, horizon, steps, delay, jitter, lapse, start=start)
         self.priors |= {"start": Normal(0.0, 0.5)}
-        # cells of time about dt, 2 dt, …, the first of them halved again and again
-        first = 1.5 * self.time[0] * 0.5 ** torch.arange(_HALVINGS, -1, -1)
-        self.register_buffer("edges", torch.cat([first, self.time[1:] + 0.5 * self.time[0]]))
+        # cells of time about each node, the first of them halved again and again
+        early, step = self.nodes[:-steps], self.time[0]
+        first = 1.5 * early[0] * 0.5 ** torch.arange(_HALVINGS, -1, -1)
+        after = early[1:] + 0.5 * early[0], self.time + 0.5 * step
+        self.register_buffer("edges", torch.cat([first, *after]))
         low = torch.cat([0.5 * first[:1], first[:-1]])
-        self.register_buffer("inside", torch.cat([(low * first).sqrt(), self.time[1:]]))
+        self.register_buffer("inside", torch.cat([(low * first).sqrt(), early[1:], self.time]))
+        self.register_buffer("cell", torch.cat([early[:1].expand(len(early)), step.expand(steps)]))
 
     def _clock(
         self, moved: Steady | Path, values: dict[str, Tensor], stimulus: dict[str, Tensor]
@@ -107,18 +111,19 @@ class TimeStop(OnClock, Reaction):
 
     def _decisions(
         self, values: dict[str, Tensor], stimulus: dict[str, Tensor]
-    ) -> Float[Tensor, "condition time 2"]:
+    ) -> Float[Tensor, "condition node 2"]:
         """Densities of decision time and choice: what the law gives to each cell of time."""
         moved = functional_call(self.drift, part("drift.", values), (stimulus, self.inside))
         law = functional_call(self.law, part("law.", values), ())
+        n, late = _HALVINGS + 1, len(self.time)
         left = law.survival(self._clock(moved, values, stimulus))
-        mass = -torch.cat([torch.ones_like(left[:, :1]), left], -1).diff()
+        mass = masses(left, (left.shape[-1] - late, late))
         start = values.get("start", torch.zeros_like(values["delay"]))
         mean, variance = position(moved, self.inside, start.reshape(-1, 1))
         z = (mean / variance.sqrt())[:, 0]
         each = mass[..., None] * normal_cdf(torch.stack([z, -z], -1))
-        n = _HALVINGS + 1
-        return torch.cat([each[:, :n].sum(1, keepdim=True), each[:, n:]], 1) / self.time[0]
+        each = torch.cat([each[:, :n].sum(1, keepdim=True), each[:, n:]], 1)
+        return each / self.cell[:, None]
 
 
 class SnrStop(TimeStop):

@@ -119,7 +119,7 @@ def test_starts_are_averaged_over():
         Power(8.0), bounds.Constant(0.9), 2.0, 200, start=0.1, start_spread=0.5
     ).double()
     values = dict(model.named_parameters())
-    got = model._decisions(values, {"strength": torch.tensor([[0.15]])})[0]
+    got = model._decisions(values, {"strength": torch.tensor([[0.15]])})[0, -200:]
     at, weight = np.polynomial.legendre.leggauss(31)
     x0 = 0.9 * (0.1 + 0.5 * 0.9 * torch.as_tensor(at))
     wanted = (torch.as_tensor(0.5 * weight)[:, None, None] * density(1.2, 0.9, time, x0)).sum(0)
@@ -163,11 +163,14 @@ def test_mirrored_strengths_share_a_solve(drift, more):
     model.drift.odd = False
     each = model._decisions(values, stimulus)
     assert solved == [3, 5]
-    assert torch.allclose(shared, each, atol=1e-13)
+    # corrections next to the diagonal go by the nearest start, here of either side
+    assert torch.allclose(shared, each, atol=2e-6)
 
 
-def test_second_derivatives_are_finite_far_from_the_data():
-    model = Bounded(Power(8.0), bounds.Constant(0.8), 2.0, jitter=None, lapse=0.005).double()
+@pytest.mark.parametrize("drift", [Power(8.0), Leak(8.0, -4.9), Urgency(8.0)])
+@pytest.mark.parametrize("height", [0.8, 5.5])  # exp(-b²/2 dt) is 0 in floating point
+def test_second_derivatives_are_finite_far_from_the_data(drift, height):
+    model = Bounded(drift, bounds.Constant(height), 2.0, jitter=None, lapse=0.005).double()
     names = [n for n, p in model.named_parameters() if p.requires_grad]
     y, given = torch.tensor([-0.72, 0.1, 1.9]), trials(torch.tensor([-0.5, 0.5, 0.5]))
 

@@ -46,11 +46,16 @@ def trials(strength, **more):
     return {"strength": strength, "choice_known": torch.ones_like(strength)} | more
 
 
-def decided(model, strength):
-    """Densities of decision time and choice at one strength."""
+def at_nodes(model, strength):
+    """Densities of decision time and choice at one strength, early nodes first."""
     model = model.double()
     values = dict(model.named_parameters())
     return model._decisions(values, {"strength": torch.tensor([[strength]])})[0].detach()
+
+
+def decided(model, strength):
+    """The same at the times."""
+    return at_nodes(model, strength)[-len(model.time) :]
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -164,8 +169,8 @@ def test_mean_decision_time_of_an_snr_stop_goes_as_the_inverse_square():
     model = SnrStop(Power(8.0), laws.Normal(-0.8, 0.3), 4.0, 400)
     means = []
     for c in (0.1, 0.2, 0.4):
-        g = decided(model, c).sum(-1)
-        means.append(float((g * model.time).sum() / g.sum()))
+        mass = model.width * at_nodes(model, c).sum(-1)
+        means.append(float((mass * model.nodes).sum() / mass.sum()))
     wanted = math.exp(-0.8 + 0.3**2 / 2) / 64
     assert means == pytest.approx([wanted / c**2 for c in (0.1, 0.2, 0.4)], rel=5e-3)
 
@@ -173,7 +178,7 @@ def test_mean_decision_time_of_an_snr_stop_goes_as_the_inverse_square():
 @pytest.mark.parametrize("strength", [0.1, 2.0])  # at 2.0 the SNR is there within 2 ms
 def test_accuracy_of_an_snr_stop_does_not_depend_on_strength(strength):
     model = SnrStop(Power(8.0), laws.Normal(-0.8, 0.3), 4.0, 200)
-    g = decided(model, strength).sum(0)
+    g = model.width @ at_nodes(model, strength)
     right, weight = np.polynomial.hermite_e.hermegauss(40)
     wanted = (stats.norm.cdf(np.exp(0.5 * (-0.8 + 0.3 * right))) * weight).sum() / weight.sum()
     assert float(g[0] / g.sum()) == pytest.approx(wanted, abs=2e-3)

@@ -1,0 +1,120 @@
+"""Decisions within a few steps: densities between steps, nodes that sum them, and the check."""
+
+import math
+
+import pytest
+import torch
+
+from neurodiff.diffusion.laws import Normal
+from neurodiff.perception import bounds
+from neurodiff.perception.bounded import Bounded
+from neurodiff.perception.deadline import DeadlineMixture
+from neurodiff.perception.drifts import Leak, Power, Urgency
+from neurodiff.perception.early import nested
+from neurodiff.perception.race import Race
+
+BOUNDS = {
+    "constant": lambda: bounds.Constant(0.61),
+    "exponential": lambda: bounds.Exponential(0.7, 1.5),
+    "linear": lambda: bounds.Linear(0.7, 1.8),
+    "weibull": lambda: bounds.Weibull(0.75, 0.3, 2.5, 0.3),
+    "spline": lambda: bounds.Spline(1.6),
+}
+DRIFTS = {
+    "power": lambda: Power(26.0),
+    "spread": lambda: Power(26.0, exponent=1.2, bias=0.3, spread=2.0),
+    "leak": lambda: Leak(26.0, 2.0),
+    "unstable": lambda: Leak(24.0, -2.0),
+    "urgency": lambda: Urgency(22.0, 0.7),
+}
+# of the person with the fastest decisions: 0.045 ± 0.015 s at the last of these
+STRENGTHS = torch.tensor([-0.512, -0.128, 0.0, 0.032, 0.256, 0.512])
+
+
+def bounded(bound, drift, steps, **more):
+    return Bounded(DRIFTS[drift](), BOUNDS[bound](), 1.6, steps, **more).double()
+
+
+def decisions(model):
+    values = dict(model.named_parameters())
+    return model._decisions(values, {"strength": STRENGTHS[:, None]}).detach()
+
+
+@pytest.mark.parametrize("at", [0.03, 0.08, 0.11, 0.125, 0.14, 0.3, 0.9])
+def test_nodes_integrate_what_is_narrow_early_and_wide_later(at):
+    nodes, width = nested(0.02 * torch.arange(1.0, 101.0))
+    sd, step = (0.004, 0.005) if at < 0.08 else (0.018, 0.02)
+    weight = torch.exp(-0.5 * ((nodes - at) / sd) ** 2) / (math.sqrt(2 * math.pi) * sd)
+    # sums of normals are exact to 2 exp(-2 pi² s²/h²), s also that of the edge times the density
+    edge = (sd**-2 + 0.02**-2) ** -0.5 if 0.05 < at < 0.2 else sd
+    rule = 2 * math.exp(-2 * math.pi**2 * (edge / step) ** 2)
+    assert (width @ weight).item() == pytest.approx(1.0, abs=rule + 1e-7)
+
+
+@pytest.mark.parametrize("start", [{}, {"start": 0.2}, {"start": -0.1, "start_spread": 0.4}])
+@pytest.mark.parametrize("drift", DRIFTS)
+@pytest.mark.parametrize("bound", BOUNDS)
+def test_densities_between_steps_are_those_of_steps_a_quarter_as_long(bound, drift, start):
+    coarse = bounded(bound, drift, 80, **start)
+    fine = bounded(bound, drift, 320, **start)
+    early, n = len(coarse.nodes) - 80, len(fine.time)
+    got, wanted = decisions(coarse)[:, :early], decisions(fine)[:, -n:][:, :early]
+    # within a thousandth of the peak, as at the steps themselves: what varies in time is solved for
+    assert ((got - wanted).abs() / wanted.amax((-2, -1), keepdim=True)).max() < 2e-3
+
+
+def test_a_bound_that_is_far_for_its_drift_leaves_no_density_out():
+    # without the tilt the density underflows; with one bound in reach it is inverse Gaussian
+    b, v = 8.0, 80.0
+    model = Bounded(Power(v), bounds.Constant(b), 1.6, 80, lapse=0.0).double()
+    g = model._decisions(dict(model.named_parameters()), {"strength": torch.ones(1, 1)})
+    t = model.nodes
+    wanted = b / torch.sqrt(2 * math.pi * t**3) * torch.exp(-((b - v * t) ** 2) / 2 / t)
+    assert torch.allclose(g[0, :, 0], wanted, rtol=1e-9, atol=1e-12)
+
+
+MODELS = {
+    f"{drift}+{bound}": lambda n, b=bound, d=drift: bounded(b, d, n, start=0.05)
+    for drift in ("power", "leak", "urgency")
+    for bound in ("constant", "exponential", "weibull")
+}
+MODELS |= {
+    "race": lambda n: Race(Power(45.0), 1.6, n, height=0.87, base=1.3, start=0.02),
+    "deadline": lambda n: DeadlineMixture(
+        Power(26.0), bounds.Constant(0.64), Normal(-0.3, 0.4), 1.6, n, start=0.02
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_log_likelihood_of_fast_answers_is_that_of_steps_a_quarter_as_long(name):
+    # as many trials as a person has; without early nodes it is 1 to 3 nats off
+    strength = STRENGTHS.repeat(95)
+    given = {"strength": strength, "choice_known": torch.ones_like(strength)}
+    fine, coarse = MODELS[name](320).double(), MODELS[name](80).double()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        y = fine(given).sample()
+    both = [model(given).log_prob(y).sum().item() for model in (fine, coarse)]
+    assert both[1] == pytest.approx(both[0], abs=0.1)
+
+
+def unsure(model):
+    return model({"strength": STRENGTHS, "choice_known": torch.ones(6)}).unsure.max().item()
+
+
+def test_what_the_grid_cannot_tell_is_said():
+    assert unsure(bounded("constant", "power", 80)) < 1e-5
+    # over within 3 ms: there is nothing to sum; and nothing is said of steps that can tell
+    fast = [Bounded(Power(180.0), bounds.Constant(0.2), 1.6, n).double() for n in (80, 1600)]
+    assert unsure(fast[0]) > 1e-3
+    assert unsure(fast[1]) < 1e-6
+
+
+@pytest.mark.parametrize("gain", [80.0, 100.0, 120.0])
+def test_the_error_that_is_said_is_of_the_order_of_that_there_is(gain):
+    # all have decided by the horizon, so what is left of one is the error of the mass
+    model = Bounded(Power(gain), bounds.Constant(1.5), 1.6, 80).double()
+    g = decisions(model)[-1:]
+    error = abs(1 - (model.width @ g.sum(-1)[0]).item())
+    assert error < 3 * unsure(model) + 1e-6
