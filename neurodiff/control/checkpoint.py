@@ -11,6 +11,7 @@ Not kept are the clock and the iteration number of the log.
 """
 
 import json
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -78,10 +79,10 @@ def save(agent: OnPolicyAlgorithm, path: Path) -> None:
     found = {f"policy.{k}": v for k, v in agent.policy.state_dict().items()}
     for i, slot in agent.policy.optimizer.state_dict()["state"].items():
         found |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in slot.items()}
-    numpy = np.random.get_state(legacy=False)
-    assert isinstance(numpy, dict)  # noqa: S101
+    # stable-baselines3 draws from numpy's own generator
+    _, key, *numpy = np.random.get_state()  # noqa: NPY002
     found["random.torch"] = torch.get_rng_state()
-    found["random.numpy"] = torch.from_numpy(numpy["state"]["key"].astype(np.int64))
+    found["random.numpy"] = torch.from_numpy(np.asarray(key).astype(np.int64))
     for name, average in _averages(agent).items():
         for part in ("mean", "var", "count"):
             found[f"normalize.{name}.{part}"] = torch.as_tensor(np.array(getattr(average, part)))
@@ -89,10 +90,8 @@ def save(agent: OnPolicyAlgorithm, path: Path) -> None:
         "settings": settings(agent),
         "steps": agent.num_timesteps,
         "updates": agent._n_updates,
-        "numpy": [int(numpy["state"]["pos"]), int(numpy["has_gauss"]), float(numpy["gauss"])],
-        "episodes": [
-            {k: float(v) for k, v in e.items() if np.isscalar(v)} for e in agent.ep_info_buffer or ()
-        ],
+        "numpy": numpy,
+        "episodes": [{k: float(e[k]) for k in "rlt"} for e in agent.ep_info_buffer or ()],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".part")
@@ -138,13 +137,10 @@ def restore(agent: OnPolicyAlgorithm, path: Path) -> None:
         )
         average.count = float(count)
     agent.num_timesteps, agent._n_updates = header["steps"], header["updates"]
-    if agent.ep_info_buffer is not None:
-        agent.ep_info_buffer.clear()
-        agent.ep_info_buffer.extend(header["episodes"])
+    agent.ep_info_buffer = deque(header["episodes"], maxlen=agent._stats_window_size)
     torch.set_rng_state(found["random.torch"])
-    pos, has_gauss, gauss = header["numpy"]
     key = found["random.numpy"].numpy().astype(np.uint32)
-    np.random.set_state(("MT19937", key, pos, has_gauss, gauss))
+    np.random.set_state(("MT19937", key, *header["numpy"]))  # noqa: NPY002
 
 
 def settings(agent: OnPolicyAlgorithm) -> dict[str, Any]:
@@ -186,7 +182,7 @@ def _averages(agent: OnPolicyAlgorithm) -> dict[str, Any]:
 def _cut(agent: OnPolicyAlgorithm) -> None:
     """Seed the environments from the random state, and begin new episodes."""
     env = agent.env
-    assert env is not None  # noqa: S101  # it is learning
-    env.seed(int(np.random.randint(2**31 - 1)))
+    assert env is not None  # it is learning
+    env.seed(int(np.random.randint(2**31 - 1)))  # noqa: NPY002
     agent._last_obs = env.reset()  # pyright: ignore
     agent._last_episode_starts = np.ones(env.num_envs, dtype=bool)

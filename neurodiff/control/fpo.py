@@ -32,12 +32,14 @@ from neurodiff.diffusion.schedule import NoiseSchedule, schedule
 from neurodiff.diffusion.weighting import weighting
 
 try:
+    import gymnasium
     from gymnasium import spaces
     from stable_baselines3.common.buffers import RolloutBuffer
     from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
     from stable_baselines3.common.policies import BasePolicy
     from stable_baselines3.common.type_aliases import GymEnv, RolloutBufferSamples, Schedule
     from stable_baselines3.common.utils import FloatSchedule, explained_variance
+    from stable_baselines3.common.vec_env import VecEnv
 except ModuleNotFoundError as error:
     raise without_extra(error) from error
 
@@ -128,6 +130,9 @@ class FPO(OnPolicyAlgorithm):
         self.batch_size, self.n_epochs, self.n_mc = batch_size, n_epochs, n_mc
         self.mean_over_dimensions = mean_over_dimensions
         self.clip_range = FloatSchedule(clip_range)
+        if isinstance(env, str):
+            env = gymnasium.make(env)
+        _check_spaces(env)
         super().__init__(
             policy, env, learning_rate, n_steps, gamma, gae_lambda, 0.0, vf_coef, max_grad_norm,
             use_sde=False, sde_sample_freq=-1, stats_window_size=stats_window_size,
@@ -137,10 +142,6 @@ class FPO(OnPolicyAlgorithm):
                 "sampling_steps": sampling_steps, **(policy_kwargs or {}),
             },
         )  # fmt: skip
-
-    def _setup_model(self) -> None:
-        _check_spaces(self)
-        super()._setup_model()
 
     def train(self) -> None:
         """Update policy and value from what was collected."""
@@ -247,9 +248,9 @@ def _with_suffix(path: str | os.PathLike[str]) -> Path:
     return path if path.suffix else path.with_suffix(".safetensors")
 
 
-def _check_spaces(agent: FPO) -> None:
+def _check_spaces(env: GymEnv) -> None:
     """Refuse actions without bounds, and observations that are not what was said."""
-    box, shape = agent.action_space, agent.observation_space.shape
+    box, seen = env.action_space, env.observation_space
     if not isinstance(box, spaces.Box):
         raise ValueError(
             f"got an environment with actions {box}, wanted a Box: a flow policy draws continuous "
@@ -261,13 +262,12 @@ def _check_spaces(agent: FPO) -> None:
             "whose units a flow policy draws: clip the actions of the environment and say so in "
             "its action_space"
         )
-    if agent.env is None or not isinstance(agent.observation_space, spaces.Box):
-        return
-    for i, (found, _) in enumerate(agent.env.env_method("reset")):
-        if np.shape(found) != shape:
+    each = env.env_method("reset") if isinstance(env, VecEnv) else [env.reset()]
+    for i, (found, _) in enumerate(each):
+        if isinstance(seen, spaces.Box) and np.shape(found) != seen.shape:
             raise ValueError(
                 f"environment {i} gave an observation of shape {np.shape(found)}, and its "
-                f"observation_space is of shape {shape}: mend one of them"
+                f"observation_space is of shape {seen.shape}: mend one of them"
             )
 
 

@@ -143,9 +143,8 @@ class FlowPolicy(ActorCriticPolicy):
             self.init_weights(self.value_net, gain=1.0)
             self.init_weights(network.layers[-1], gain=0.01)  # an action is its noise
         self.float()  # as stable-baselines3's observations are, whatever torch's default
-        self.optimizer = self.optimizer_class(
-            self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs
-        )  # pyright: ignore[reportCallIssue]
+        options: dict[str, Any] = {"lr": lr_schedule(1), **self.optimizer_kwargs}
+        self.optimizer = self.optimizer_class(self.parameters(), **options)
 
     def forward(self, obs: Tensor, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Actions, values, and 0 in the place of a log-probability, which nothing reads."""
@@ -156,7 +155,7 @@ class FlowPolicy(ActorCriticPolicy):
     def features(self, obs: PyTorchObs) -> Float[Tensor, "batch feature"]:
         """What the flow and the value see of an observation."""
         found = self.extract_features(obs, self.features_extractor)
-        assert isinstance(found, Tensor)  # noqa: S101  # the extractor is shared
+        assert isinstance(found, Tensor)  # the extractor is shared
         return found
 
     def value_of(self, features: Float[Tensor, "batch feature"]) -> Float[Tensor, "batch 1"]:
