@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from neurodiff.control import without_extra
 from neurodiff.diffusion.denoiser import NetworkDenoiser
-from neurodiff.diffusion.sample import ddim, levels
+from neurodiff.diffusion.parameterization import convert
+from neurodiff.diffusion.sample import levels, step
 from neurodiff.diffusion.schedule import NoiseSchedule, schedule
 
 try:
@@ -94,7 +95,9 @@ class FlowPolicy(ActorCriticPolicy):
     """
 
     denoiser: NetworkDenoiser
-    logsnr: Tensor
+    logsnr: Tensor  # (step + 1), that actions go through
+    keep: Tensor  # (step), of z
+    gain: Tensor  # (step), of the network's output
 
     def __init__(
         self,
@@ -136,7 +139,13 @@ class FlowPolicy(ActorCriticPolicy):
         size = int(np.prod(self.action_space.shape or ()))
         network = FlowNetwork(self.features_dim, size, hidden["pi"], self.activation_fn)
         self.denoiser = NetworkDenoiser(network, parameterization)
-        self.register_buffer("logsnr", levels(times, steps).float(), persistent=False)
+        # a step is linear in z and in the network's output, by numbers that are known beforehand
+        level = levels(times, steps)
+        now, then, one = level[:-1], level[1:], torch.ones_like(level[:-1])
+        for name, z in (("keep", one), ("gain", 0 * one)):
+            x = convert(1 - z, parameterization, "x", z=z, logsnr=now)
+            self.register_buffer(name, step(z, x, now, then).float(), persistent=False)
+        self.register_buffer("logsnr", level.float(), persistent=False)
         if self.ortho_init:
             for module in (self.mlp_extractor, network):
                 module.apply(lambda m: self.init_weights(m, gain=math.sqrt(2)))
@@ -166,7 +175,10 @@ class FlowPolicy(ActorCriticPolicy):
         shape = (len(features), *(self.action_space.shape or ()))
         z = features.new_zeros(len(features), int(np.prod(shape[1:])))
         z = z if deterministic else torch.randn_like(z)
-        return ddim(self.denoiser, z, self.logsnr, features).reshape(shape)
+        for level, keep, gain in zip(self.logsnr, self.keep, self.gain, strict=False):
+            value = self.denoiser.network(z, level.expand(len(z)), features)
+            z = keep * z + gain * value
+        return z.reshape(shape)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> Tensor:
         """Draws; ``deterministic`` is the one action whose noise is 0."""
