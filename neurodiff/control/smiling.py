@@ -68,6 +68,7 @@ def cost(
 
     References: Wu et al. 2024 (SMILING).
 
+    >>> import torch
     >>> import neurodiff as nd
     >>> from neurodiff.diffusion.prior import Gaussian
     >>> expert, learner = (Gaussian(m * torch.ones(1), torch.ones(1)) for m in (0.0, 1.0))
