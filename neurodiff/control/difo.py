@@ -15,7 +15,8 @@ taken at the *same* looks.
 
 Differences from the published code: it denoises s' given s, here both are noised, so that D also
 tells the states apart in which the expert never is; its times are the middle half, here all those
-of the schedule; k is 10 over the *mean* of the d dimensions there, here losses are sums.
+of the schedule; k is there 10 in the reward and 100 in the loss unless set, here it is one number,
+over losses that are sums over dimensions.
 """
 
 from collections.abc import Callable
@@ -96,7 +97,7 @@ class DIFO(Imitation):
         schedule: of the looks; ``cosine`` unless given.
         gain: k.
         mse: λ_MSE.
-        bce: λ_BCE; published .1 to 1 beside 1 of the other, by task.
+        bce: λ_BCE; set by task in the published runs, .1 in a maze.
         looks: for each reward; published 1.
         rate: learning rate of the denoiser.
         width: of the denoiser, an MLP.

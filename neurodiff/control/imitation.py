@@ -163,7 +163,15 @@ class Paid(ReplayBuffer):
 
     payer: Imitation
 
-    def add(self, obs, next_obs, action, reward, done, infos) -> None:  # noqa: ANN001
+    def add(
+        self,
+        obs: np.ndarray,
+        next_obs: np.ndarray,
+        action: np.ndarray,
+        reward: np.ndarray,
+        done: np.ndarray,
+        infos: list[dict[str, Any]],
+    ) -> None:
         """Keep a transition.
 
         Raises:
