@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 _WHERE = {
     # sub-packages and modules
+    "control": "neurodiff.control",
     "data": "neurodiff.data",
     "diffusion": "neurodiff.diffusion",
     "inference": "neurodiff.inference",
@@ -45,6 +46,9 @@ _WHERE = {
 __all__ = ["__version__", *_WHERE]  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:
+    from neurodiff import (
+        control as control,
+    )
     from neurodiff import (
         data as data,
     )

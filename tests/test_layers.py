@@ -13,6 +13,7 @@ PACKAGE = Path(neurodiff.__file__).parent
 # a layer may import itself and what stands before it in its chain
 CHAIN = ["diffusion", "data", "perception", "inference", "plot", "report", "cli"]
 MAY_IMPORT = {layer: set(CHAIN[: i + 1]) for i, layer in enumerate(CHAIN)}
+MAY_IMPORT["control"] = {"diffusion", "control"}
 # what a module at the top belongs to
 BELONGS = {
     "plot": "plot",
@@ -72,7 +73,10 @@ def test_the_parser_sees_imports_in_functions(tmp_path):
 
 
 def test_import_is_lazy():
-    code = "import sys, neurodiff; print(sorted({'torch', 'pyro', 'xarray'} & set(sys.modules)))"
+    code = (
+        "import sys, neurodiff; neurodiff.control; heavy = {'torch', 'pyro', 'xarray', 'gymnasium',"
+        " 'stable_baselines3'}; print(sorted(heavy & set(sys.modules)))"
+    )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
 
