@@ -46,6 +46,8 @@ except ModuleNotFoundError as error:
 from neurodiff.control.checkpoint import restore, save
 from neurodiff.control.policy import FlowPolicy
 
+_LIMIT = 3.0  # of log r̂: the published room with goals has it; w = 1 overflows without
+
 
 class FPO(OnPolicyAlgorithm):
     """A flow policy, trained as stable-baselines3 trains PPO.
@@ -184,7 +186,7 @@ class FPO(OnPolicyAlgorithm):
         log: dict[str, list[float]],
     ) -> None:
         """One gradient step."""
-        ratio = likelihood_ratio(old, self._losses(data, seen))
+        ratio = likelihood_ratio(old, self._losses(data, seen), _LIMIT)
         gain = data.advantages
         if len(gain) > 1:
             gain = (gain - gain.mean()) / (gain.std() + 1e-8)

@@ -1,9 +1,11 @@
 r"""Two goals, as good and as far as each other: the smallest task that has two right answers.
 
-.. math:: p_{k+1} = \mathrm{clip}(p_k + a_k / 5), \qquad g_\pm = (0, \pm 0.8), \qquad
+.. math:: p_{k+1} = \mathrm{clip}(p_k + 1.2\, a_k), \qquad g_\pm = (0, \pm 0.6), \qquad
     r_k = \big[\min_\pm |p_{k+1} - g_\pm| \le 0.2\big]
 
-In the middle a policy with one mode has to choose a goal; one with two need not.
+In the middle a policy with one mode has to choose a goal; one with two need not. A goal is half of
+the longest step away: were it a whole one, a Gaussian so wide that it is clipped at both bounds
+would have two modes there.
 """
 
 from typing import Any
@@ -18,28 +20,29 @@ try:
 except ModuleNotFoundError as error:
     raise without_extra(error) from error
 
-GOALS = np.array([[0.0, 0.8], [0.0, -0.8]], dtype=np.float32)
-STEP, RADIUS, LIMIT = 0.2, 0.2, 20  # of an action, of a goal, of an episode
+GOALS = np.array([[0.0, 0.6], [0.0, -0.6]], dtype=np.float32)
+STEP, RADIUS, LIMIT = 1.2, 0.2, 20  # of an action, of a goal, of an episode
 
 
 class TwoGoals(gymnasium.Env[np.ndarray, np.ndarray]):
     """A square room with a goal above and one below; reaching either is worth 1 and ends.
 
-    An observation is the place, in [-1, 1]²; an action the direction, in [-1, 1]², a fifth of which
-    is a step. Nothing else is rewarded, so that only the discount prefers the nearer goal.
+    An observation is the place, in [-1, 1]²; an action, in [-1, 1]², 1.2 times the way to go:
+    half of the longest leads from the middle to a goal, and the longest to the wall. Nothing else
+    is rewarded, so that only the discount makes for speed.
 
     Args:
-        spread: how far from the middle, in each direction, episodes may begin; 0 is the middle.
+        spread: how far from the middle, in each direction, episodes may begin.
 
-    >>> env = TwoGoals(spread=0.0)
+    >>> env = TwoGoals()
     >>> _ = env.reset(seed=0)
-    >>> [env.step(np.array([0.0, 1.0], dtype=np.float32))[2] for _ in range(3)]
-    [False, False, True]
+    >>> [env.step(np.array([0.0, up], dtype=np.float32))[1] for up in (1.0, -0.3)]
+    [0.0, 1.0]
     """
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012  # gymnasium's
 
-    def __init__(self, spread: float = 1.0) -> None:
+    def __init__(self, spread: float = 0.0) -> None:
         self.observation_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
         self.action_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
         self.spread, self.place, self.steps = spread, np.zeros(2, np.float32), 0

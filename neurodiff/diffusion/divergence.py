@@ -128,20 +128,22 @@ def losses(
 
 
 def likelihood_ratio(
-    old: Float[Tensor, "batch look"], new: Float[Tensor, "batch look"]
+    old: Float[Tensor, "batch look"], new: Float[Tensor, "batch look"], limit: float = math.inf
 ) -> Float[Tensor, " batch"]:
     """Of densities new to old, exp of the mean over looks of L_old − L_new.
 
     Args:
         old: losses of the old denoiser.
         new: of the new one, at the same looks.
+        limit: of the size of log r̂, beyond which it is held, without a gradient: a rare look of
+            large 1/p overflows otherwise.
 
     References: McAllister et al. 2025 (FPO).
 
     >>> likelihood_ratio(torch.full((1, 8), math.log(3.0)), torch.zeros(1, 8))
     tensor([3.0000])
     """
-    return (old - new).mean(1).exp()
+    return (old - new).mean(1).clamp(-limit, limit).exp()
 
 
 class Ratio(NamedTuple):

@@ -47,7 +47,7 @@ class Interrupt(BaseCallback):
 
 
 def agent(normalize=False, kind=FPO, **changes):
-    env = make_vec_env(TwoGoals, 2, seed=0)
+    env = make_vec_env(lambda: TwoGoals(spread=0.5), 2, seed=0)
     env = VecNormalize(env) if normalize else env
     return kind("MlpPolicy", env, **{**SMALL, **changes})
 
@@ -71,14 +71,14 @@ def alike(first, second):
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("kind", [FPO, PPO])
 def test_an_interrupted_run_goes_on_to_the_bit(tmp_path, kind, normalize):
-    whole = agent(normalize, kind).learn(512, callback=Checkpoint(tmp_path / "whole", every=128))
+    whole = agent(normalize, kind).learn(384, callback=Checkpoint(tmp_path / "whole", every=128))
     path = tmp_path / "cut.safetensors"
     with pytest.raises(KeyboardInterrupt):
         agent(normalize, kind).learn(
-            512, callback=CallbackList([Checkpoint(path, every=128), Interrupt(300)])
+            384, callback=CallbackList([Checkpoint(path, every=128), Interrupt(220)])
         )
     torch.rand(5)  # whatever happens in between
-    again = agent(normalize, kind).learn(512, callback=Checkpoint(path, every=128))
+    again = agent(normalize, kind).learn(384, callback=Checkpoint(path, every=128))
     assert alike(whole, again)
     if normalize:
         assert (whole.get_env().obs_rms.mean == again.get_env().obs_rms.mean).all()
@@ -94,7 +94,7 @@ def test_a_run_that_was_killed_goes_on(tmp_path):
         from neurodiff.control.checkpoint import Checkpoint
         from neurodiff.control.fpo import FPO
         from neurodiff.control.gridworld import TwoGoals
-        env = make_vec_env(TwoGoals, 2, seed=0)
+        env = make_vec_env(lambda: TwoGoals(spread=0.5), 2, seed=0)
         agent = FPO("MlpPolicy", env, n_steps=32, batch_size=16, n_epochs=2, seed=0, device="cpu")
         agent.learn(10_000_000, callback=Checkpoint(Path(sys.argv[1]), every=64))
     """)  # fmt: skip

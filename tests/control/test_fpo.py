@@ -201,4 +201,4 @@ def test_a_loss_that_is_not_finite_is_refused():
     data = collected(agent)
     seen = looks(data.actions, agent.schedule, 8)
     with pytest.raises(FloatingPointError, match="lower learning_rate or clip_range"):
-        agent._step(data, seen, torch.full((32, 8), math.inf, dtype=torch.float32), 0.05, {})
+        agent._step(data, seen, torch.full((32, 8), math.nan, dtype=torch.float32), 0.05, {})

@@ -118,16 +118,16 @@ def test_without_the_extra_the_error_names_it():
 def test_two_goals_keep_the_promises_of_gymnasium():
     from gymnasium.utils.env_checker import check_env
 
-    check_env(TwoGoals(), skip_render_check=True)
-    env = TwoGoals(spread=0.0)
-    for direction, goal in ((1.0, 0), (-1.0, 1)):
+    check_env(TwoGoals(spread=0.5), skip_render_check=True)
+    env = TwoGoals()
+    for direction, goal in ((0.5, 0), (-0.5, 1)):
         env.reset(seed=0)
         total, done, info = 0.0, False, {}
         while not done:
             _, reward, done, _, info = env.step(np.array([0.0, direction], np.float32))
             total += reward
         assert info["goal"] == goal
-        assert (total, env.steps) == (1.0, 3)
+        assert (total, env.steps) == (1.0, 1)
     env.reset(seed=0)
     ends = [env.step(np.array([1.0, 0.0], np.float32))[2:4] for _ in range(20)]
     assert ends[-1] == (False, True)

@@ -242,6 +242,14 @@ def test_gradients_reach_the_new_denoiser():
     assert denoiser.network.last.bias.grad.abs().sum() > 0
 
 
+def test_a_limit_holds_the_ratio_and_its_gradient():
+    new = torch.tensor([[0.0], [-5.0], [2.0]], requires_grad=True)
+    ratio = likelihood_ratio(torch.zeros(3, 1), new, limit=3.0)
+    assert torch.allclose(ratio, torch.tensor([0.0, 3.0, -2.0]).exp())
+    (slope,) = torch.autograd.grad(ratio.sum(), new)
+    assert torch.allclose(slope[:, 0], torch.tensor([-1.0, 0.0, -math.exp(-2.0)]))
+
+
 def test_looks_of_some_examples_and_spread_evenly():
     x = torch.randn(6, 2)
     seen = looks(x, FLOW, 4, torch.Generator().manual_seed(1), stratified=True)
