@@ -1,7 +1,7 @@
 r"""Two goals, as good and as far as each other: the smallest task that has two right answers.
 
 .. math:: p_{k+1} = \mathrm{clip}(p_k + 1.2\, a_k), \qquad g_\pm = (0, \pm 0.6), \qquad
-    r_k = \big[\min_\pm |p_{k+1} - g_\pm| \le 0.2\big]
+    r_k = \big[\min_\pm |p_{k+1} - g_\pm| \le 0.35\big]
 
 In the middle a policy with one mode has to choose a goal; one with two need not. A goal is half of
 the longest step away: were it a whole one, a Gaussian so wide that it is clipped at both bounds
@@ -21,7 +21,7 @@ except ModuleNotFoundError as error:
     raise without_extra(error) from error
 
 GOALS = np.array([[0.0, 0.6], [0.0, -0.6]], dtype=np.float32)
-STEP, RADIUS, LIMIT = 1.2, 0.2, 20  # of an action, of a goal, of an episode
+STEP, RADIUS, LIMIT = 1.2, 0.35, 20  # of an action, of a goal, of an episode
 
 
 class TwoGoals(gymnasium.Env[np.ndarray, np.ndarray]):
