@@ -191,8 +191,8 @@ def figure():
     curves = pd.read_csv(RESULTS / "19_pendulum_curves.csv")
     for kind in ("ppo", "fpo"):
         some = curves[curves["kind"] == kind].pivot_table("return", "steps", "seed")
-        axes[0].fill_between(some.index / 1e3, some.min(axis=1), some.max(axis=1), color=colour[kind],
-                             alpha=0.25, lw=0)  # fmt: skip
+        low, high = some.min(axis=1), some.max(axis=1)
+        axes[0].fill_between(some.index / 1e3, low, high, color=colour[kind], alpha=0.25, lw=0)
         axes[0].plot(some.index / 1e3, some.median(axis=1), color=colour[kind], label=label[kind])
     axes[0].set(title="Pendulum", xlabel="steps / 1000", ylabel="return (median, range)")
     axes[0].legend(frameon=False, fontsize=6)
