@@ -19,6 +19,7 @@ BELONGS = {
     "plot": "plot",
     "answers": "plot",
     "panels": "plot",
+    "plot_sharing": "plot",
     "summary": "plot",
     "timing": "plot",
     "digits": "report",
@@ -26,7 +27,9 @@ BELONGS = {
     "report": "report",
     "training": "cli",
     "cli": "cli",
+    "cli_compare": "cli",
     "cli_datasets": "cli",
+    "runs": "cli",
     "terminal": "cli",
 }
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")

@@ -220,7 +220,7 @@ def test_a_law_beyond_every_level_is_unsaturated():
 
 def test_time_series_are_scored_by_blocks_and_populations_by_subject():
     task = replace(task_of(recording()), history=2)
-    data = module._blocked(recording())
+    data = module.blocked(recording())
     tree = solve(Unit(data, logistic(), task, QUICK, None, 0))
     assert tree["kfold"]["elpd"].shape == (20,)
     assert "loo" not in tree.children
@@ -231,11 +231,11 @@ def test_time_series_are_scored_by_blocks_and_populations_by_subject():
 
 def test_blocks_are_equally_long_and_keep_samples_in_step():
     data = recording(407).assign(power=("sample", np.arange(407.0 * 4)))
-    cut = module._blocked(data)
+    cut = module.blocked(data)
     assert cut.sizes == {"time": 400, "sample": 1600}
     assert np.bincount(cut["block"]).tolist() == [20] * 20
     with pytest.raises(ValueError, match="got 30 time bins, wanted at least 40"):
-        module._blocked(recording(30))
+        module.blocked(recording(30))
 
 
 # studies
