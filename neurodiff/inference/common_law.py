@@ -24,7 +24,7 @@ from neurodiff.inference.marginal import marginals, pooled
 from neurodiff.inference.priors import Pooled
 from neurodiff.inference.proposals import Cloud, Prior, SplitT, systematic
 from neurodiff.inference.psis import smooth
-from neurodiff.inference.tied import FOLDS, SHARED, Part, Tied, common, place, tie, together
+from neurodiff.inference.tied import FOLDS, SHARED, Part, Tied, common, least_squares, place, tie
 
 _REACH, _APART, _NODES = 6.0, 0.75, 81  # of nodes over a shift in s.d., and how many at most
 
@@ -180,7 +180,7 @@ def explore(
 
 def _starts(tied: Tied, parts: Sequence[Part]) -> Float[Tensor, "start size"]:
     """The mean of where the parts are by themselves, and with the law as three of them have it."""
-    middle = together(tied, [part.modes.u[0] for part in parts])
+    middle = least_squares(tied, [part.modes.u[0] for part in parts])
     starts = [middle]
     for to, part in list(zip(tied.maps, parts, strict=True))[:3]:
         starts.append(torch.where(to.sum(0) > 0, to.mT @ part.modes.u[0], middle))

@@ -195,7 +195,7 @@ def place(part: Part) -> int:
     raise ValueError(f"the weighting of {part.name} has no place: {nearest(PLACES[0], names)}")
 
 
-def together(tied: Tied, each: Sequence[Float[Tensor, " _"]]) -> Float[Tensor, " size"]:
+def least_squares(tied: Tied, each: Sequence[Float[Tensor, " _"]]) -> Float[Tensor, " size"]:
     """The v whose parts are nearest to given values of u: their mean where they share."""
     both = torch.cat(tied.maps), torch.cat(list(each))
     return torch.linalg.lstsq(both[0], both[1][:, None], driver="gelsd").solution[:, 0]

@@ -8,7 +8,6 @@ import torch
 import xarray as xr
 from scipy.special import logsumexp
 
-import neurodiff as nd
 from neurodiff.inference.common_law import explore
 from neurodiff.inference.hypotheses import plan
 from neurodiff.inference.share import part_of, share, ways
@@ -189,4 +188,3 @@ def test_the_way_to_share_that_is_true_is_found():
     assert tasks["ln_bf_bridge"].idxmax() == "all apart"
     # Laplace and bridges agree
     assert (tasks["ln_bf_laplace"] - tasks["ln_bf_bridge"]).abs().max() < 2.0
-    assert nd.__version__
