@@ -10,16 +10,11 @@ determines, that of one that was not, to the bit; what it did after that checkpo
 Not kept are the clock and the iteration number of the log.
 """
 
-import json
-from collections import deque
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from neurodiff.control import without_extra
 
@@ -29,6 +24,8 @@ try:
     from stable_baselines3.common.vec_env import VecNormalize
 except ModuleNotFoundError as error:
     raise without_extra(error) from error
+
+from neurodiff.control.files import below, moments, read, remember, resume, write
 
 
 class Checkpoint(BaseCallback):
@@ -76,28 +73,12 @@ def save(agent: OnPolicyAlgorithm, path: Path) -> None:
         agent: FPO, or another on-policy algorithm.
         path: of the file; its folder is made.
     """
-    found = {f"policy.{k}": v for k, v in agent.policy.state_dict().items()}
-    for i, slot in agent.policy.optimizer.state_dict()["state"].items():
-        found |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in slot.items()}
-    # stable-baselines3 draws from numpy's own generator
-    _, key, *numpy = np.random.get_state()  # noqa: NPY002
-    found["random.torch"] = torch.get_rng_state()
-    found["random.numpy"] = torch.from_numpy(np.asarray(key).astype(np.int64))
+    own = {f"policy.{k}": v for k, v in agent.policy.state_dict().items()}
+    own |= moments(agent.policy.optimizer, "optimizer")
     for name, average in _averages(agent).items():
         for part in ("mean", "var", "count"):
-            found[f"normalize.{name}.{part}"] = torch.as_tensor(np.array(getattr(average, part)))
-    header = {
-        "settings": settings(agent),
-        "steps": agent.num_timesteps,
-        "updates": agent._n_updates,
-        "numpy": numpy,
-        "episodes": [{k: float(e[k]) for k in "rlt"} for e in agent.ep_info_buffer or ()],
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".part")
-    whole = {name: value.detach().cpu().contiguous().clone() for name, value in found.items()}
-    save_file(whole, aside, {"agent": json.dumps(header)})
-    aside.replace(path)
+            own[f"normalize.{name}.{part}"] = torch.as_tensor(np.array(getattr(average, part)))
+    write(agent, path, own, settings(agent))
 
 
 def restore(agent: OnPolicyAlgorithm, path: Path) -> None:
@@ -110,37 +91,15 @@ def restore(agent: OnPolicyAlgorithm, path: Path) -> None:
     Raises:
         ValueError: a file that is not whole, or of an agent of other arguments.
     """
-    try:
-        with safe_open(path, "pt") as file:
-            header = json.loads(file.metadata()["agent"])
-            found = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is no whole checkpoint ({error}): remove it to begin") from error
-    for name, value in settings(agent).items():
-        if (there := header["settings"].get(name)) != value:
-            raise ValueError(
-                f"{path} is of another run: its {name} is {there}, got {value}; name another "
-                "file, or remove it"
-            )
-    part = {name.partition(".")[2]: v for name, v in found.items() if name.startswith("policy.")}
-    agent.policy.load_state_dict(part)
-    slots: dict[int, dict[str, Tensor]] = {}
-    for name, value in found.items():
-        if name.startswith("optimizer."):
-            _, i, key = name.split(".")
-            slots.setdefault(int(i), {})[key] = value
-    optimizer = agent.policy.optimizer
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
+    header, found = read(path, settings(agent))
+    agent.policy.load_state_dict(below(found, "policy"))
+    remember(agent.policy.optimizer, found, "optimizer")
     for name, average in _averages(agent).items():
         average.mean, average.var, count = (
             found[f"normalize.{name}.{part}"].numpy() for part in ("mean", "var", "count")
         )
         average.count = float(count)
-    agent.num_timesteps, agent._n_updates = header["steps"], header["updates"]
-    agent.ep_info_buffer = deque(header["episodes"], maxlen=agent._stats_window_size)
-    torch.set_rng_state(found["random.torch"])
-    key = found["random.numpy"].numpy().astype(np.uint32)
-    np.random.set_state(("MT19937", key, *header["numpy"]))  # noqa: NPY002
+    resume(agent, header, found)
 
 
 def settings(agent: OnPolicyAlgorithm) -> dict[str, Any]:

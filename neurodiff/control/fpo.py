@@ -19,7 +19,6 @@ PPO.
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -39,11 +38,12 @@ try:
     from stable_baselines3.common.policies import BasePolicy
     from stable_baselines3.common.type_aliases import GymEnv, RolloutBufferSamples, Schedule
     from stable_baselines3.common.utils import FloatSchedule, explained_variance
-    from stable_baselines3.common.vec_env import VecEnv
 except ModuleNotFoundError as error:
     raise without_extra(error) from error
 
 from neurodiff.control.checkpoint import restore, save
+from neurodiff.control.environments import check_observations
+from neurodiff.control.files import with_suffix
 from neurodiff.control.policy import FlowPolicy
 
 _LIMIT = 3.0  # of log r̂: the published room with goals has it; w = 1 overflows without
@@ -222,7 +222,7 @@ class FPO(OnPolicyAlgorithm):
 
         What it was made with is checked by :meth:`load`, not kept.
         """
-        save(self, _with_suffix(path))
+        save(self, with_suffix(path))
 
     @classmethod
     def load(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -238,21 +238,16 @@ class FPO(OnPolicyAlgorithm):
             ValueError: a file that is not whole, or of an agent of other arguments.
         """
         agent = cls(policy, env, **arguments)
-        restore(agent, _with_suffix(path))
+        restore(agent, with_suffix(path))
         return agent
 
 
 _weighting, _schedule = weighting, schedule  # arguments have these names
 
 
-def _with_suffix(path: str | os.PathLike[str]) -> Path:
-    path = Path(path)
-    return path if path.suffix else path.with_suffix(".safetensors")
-
-
 def _check_spaces(env: GymEnv) -> None:
     """Refuse actions without bounds, and observations that are not what was said."""
-    box, seen = env.action_space, env.observation_space
+    box = env.action_space
     if not isinstance(box, spaces.Box):
         raise ValueError(
             f"got an environment with actions {box}, wanted a Box: a flow policy draws continuous "
@@ -264,13 +259,7 @@ def _check_spaces(env: GymEnv) -> None:
             "whose units a flow policy draws: clip the actions of the environment and say so in "
             "its action_space"
         )
-    each = env.env_method("reset") if isinstance(env, VecEnv) else [env.reset()]
-    for i, (found, _) in enumerate(each):
-        if isinstance(seen, spaces.Box) and np.shape(found) != seen.shape:
-            raise ValueError(
-                f"environment {i} gave an observation of shape {np.shape(found)}, and its "
-                f"observation_space is of shape {seen.shape}: mend one of them"
-            )
+    check_observations(env)
 
 
 def _check_rollout(rollout: RolloutBuffer) -> None:

@@ -11,7 +11,6 @@ buffer holds what *all* policies so far did, in the shares in which they did it.
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -31,11 +30,13 @@ try:
     from stable_baselines3 import SAC
     from stable_baselines3.common.buffers import ReplayBuffer
     from stable_baselines3.common.type_aliases import GymEnv, ReplayBufferSamples
-    from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+    from stable_baselines3.common.vec_env import VecNormalize
     from stable_baselines3.sac.policies import SACPolicy
 except ModuleNotFoundError as error:
     raise without_extra(error) from error
 
+from neurodiff.control.environments import check_observations
+from neurodiff.control.files import with_suffix
 from neurodiff.control.kept import restore, save
 
 
@@ -137,7 +138,7 @@ class Imitation(SAC, ABC):
 
         What it was made with, the demonstrations too, is checked by :meth:`load`, not kept.
         """
-        save(self, _with_suffix(path))
+        save(self, with_suffix(path))
 
     @classmethod
     def load(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -154,7 +155,7 @@ class Imitation(SAC, ABC):
             ValueError: a file that is not whole, or of an agent of other arguments.
         """
         agent = cls(policy, env, data, **arguments)
-        restore(agent, _with_suffix(path))
+        restore(agent, with_suffix(path))
         return agent
 
 
@@ -232,16 +233,5 @@ def check(env: GymEnv) -> int:
             "got a VecNormalize, whose observations change their units: give the environment "
             "without it, states are scaled by the demonstrations"
         )
-    each = env.env_method("reset") if isinstance(env, VecEnv) else [env.reset()]
-    for i, (found, _) in enumerate(each):
-        if np.shape(found) != seen.shape:
-            raise ValueError(
-                f"environment {i} gave an observation of shape {np.shape(found)}, and its "
-                f"observation_space is of shape {seen.shape}: mend one of them"
-            )
+    check_observations(env)
     return seen.shape[0]
-
-
-def _with_suffix(path: str | os.PathLike[str]) -> Path:
-    path = Path(path)
-    return path if path.suffix else path.with_suffix(".safetensors")

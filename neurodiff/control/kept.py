@@ -12,15 +12,11 @@ one that was not, if its environments follow from their seed. Not kept either ar
 episode number of the log, and action noise.
 """
 
-import json
-from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from neurodiff.control import without_extra
@@ -29,6 +25,8 @@ try:
     from stable_baselines3.common.callbacks import BaseCallback
 except ModuleNotFoundError as error:
     raise without_extra(error) from error
+
+from neurodiff.control.files import below, moments, read, remember, resume, write
 
 if TYPE_CHECKING:
     from neurodiff.control.imitation import Imitation
@@ -81,32 +79,18 @@ def save(agent: "Imitation", path: Path) -> None:
         agent: DIFO or SMILING.
         path: of the file; its folder is made.
     """
-    found = {}
+    own: dict[str, Tensor] = {}
     for name, part in _modules(agent).items():
-        found |= {f"{name}.{k}": v for k, v in part.state_dict().items()}
+        own |= {f"{name}.{k}": v for k, v in part.state_dict().items()}
     for name, optimizer in _optimizers(agent).items():
-        for i, slot in optimizer.state_dict()["state"].items():
-            found |= {f"{name}.{i}.{k}": torch.as_tensor(v) for k, v in slot.items()}
+        own |= moments(optimizer, name)
     if agent.log_ent_coef is not None:
-        found["log_ent_coef"] = agent.log_ent_coef
+        own["log_ent_coef"] = agent.log_ent_coef
     buffer = agent.replay_buffer
     assert buffer is not None  # made with the agent
     for name in _KEPT:
-        found[f"buffer.{name}"] = torch.from_numpy(getattr(buffer, name)[: buffer.size()].copy())
-    # stable-baselines3 draws from numpy's own generator
-    _, key, *numpy = np.random.get_state()  # noqa: NPY002
-    found["random.torch"] = torch.get_rng_state()
-    found["random.numpy"] = torch.from_numpy(np.asarray(key).astype(np.int64))
-    header = {
-        "settings": settings(agent), "steps": agent.num_timesteps, "updates": agent._n_updates,
-        "numpy": numpy, "position": buffer.pos, "full": buffer.full,
-        "episodes": [{k: float(e[k]) for k in "rlt"} for e in agent.ep_info_buffer or ()],
-    }  # fmt: skip
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".part")
-    whole = {name: value.detach().cpu().contiguous().clone() for name, value in found.items()}
-    save_file(whole, aside, {"agent": json.dumps(header)})
-    aside.replace(path)
+        own[f"buffer.{name}"] = torch.from_numpy(getattr(buffer, name)[: buffer.size()].copy())
+    write(agent, path, own, settings(agent), position=buffer.pos, full=buffer.full)
 
 
 def restore(agent: "Imitation", path: Path) -> None:
@@ -119,28 +103,11 @@ def restore(agent: "Imitation", path: Path) -> None:
     Raises:
         ValueError: a file that is not whole, or of an agent of other arguments.
     """
-    try:
-        with safe_open(path, "pt") as file:
-            header = json.loads(file.metadata()["agent"])
-            found = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is no whole checkpoint ({error}): remove it to begin") from error
-    for name, value in json.loads(json.dumps(settings(agent))).items():
-        if (there := header["settings"].get(name)) != value:
-            raise ValueError(
-                f"{path} is of another run: its {name} is {there}, got {value}; name another "
-                "file, or remove it"
-            )
+    header, found = read(path, settings(agent))
     for name, part in _modules(agent).items():
-        own = {k.removeprefix(f"{name}."): v for k, v in found.items() if k.startswith(f"{name}.")}
-        part.load_state_dict(own)
+        part.load_state_dict(below(found, name))
     for name, optimizer in _optimizers(agent).items():
-        slots: dict[int, dict[str, Tensor]] = {}
-        for key, value in found.items():
-            if key.startswith(f"{name}."):
-                i, slot = key.removeprefix(f"{name}.").split(".")
-                slots.setdefault(int(i), {})[slot] = value
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
+        remember(optimizer, found, name)
     if agent.log_ent_coef is not None:
         agent.log_ent_coef.data.copy_(found["log_ent_coef"])
     buffer = agent.replay_buffer
@@ -149,11 +116,7 @@ def restore(agent: "Imitation", path: Path) -> None:
         part = found[f"buffer.{name}"].numpy()
         getattr(buffer, name)[: len(part)] = part
     buffer.pos, buffer.full = header["position"], header["full"]
-    agent.num_timesteps, agent._n_updates = header["steps"], header["updates"]
-    agent.ep_info_buffer = deque(header["episodes"], maxlen=agent._stats_window_size)
-    torch.set_rng_state(found["random.torch"])
-    key = found["random.numpy"].numpy().astype(np.uint32)
-    np.random.set_state(("MT19937", key, *header["numpy"]))  # noqa: NPY002
+    resume(agent, header, found)
 
 
 def settings(agent: "Imitation") -> dict[str, Any]:
