@@ -92,16 +92,15 @@ class Clicks(nn.Module):
             each.append(now)
         return torch.stack(each, 1)
 
-    def heard(
+    def accumulated(
         self, trials: dict[str, Tensor], until: Float[Tensor, "trial time"]
-    ) -> Float[Tensor, "trial time"]:
-        """P(right) of who listens until each of some times, without lapses."""
+    ) -> tuple[Float[Tensor, "trial time"], Float[Tensor, "trial time"]]:
+        """Mean a and variance V of what has been heard until each of some times."""
         time, side = trials["pulse_time"], trials["pulse_side"]
         age = until[:, :, None] - time[:, None]
         there = ((age >= 0) & (side[:, None] != 0)).to(age)
         kappa = self.leak.reshape(-1, 1, 1)
         kept = self.left(time)[:, None] * there * torch.exp(kappa * age.clamp_min(0.0))
-        total = (kept * side[:, None]).sum(-1) + self.bias.reshape(-1, 1)
         # ∫ e^{2κt} dt, whose limit at κ = 0 is the time itself
         rate = 2 * kappa[..., 0] * until
         small = rate.abs() < 1e-6
@@ -110,19 +109,30 @@ class Clicks(nn.Module):
         )
         variance = self.click_noise.reshape(-1, 1) ** 2 * kept.square().sum(-1)
         variance = variance + self.noise.reshape(-1, 1) ** 2 * grown
-        return 0.5 * torch.erfc(-math.sqrt(0.5) * total / variance.sqrt())
+        return (kept * side[:, None]).sum(-1), variance
+
+    def stops(
+        self, trials: dict[str, Tensor]
+    ) -> tuple[Float[Tensor, "trial stop"], Float[Tensor, "trial stop"]]:
+        """Times S until which is listened, the last the end of the trial, and P(S)."""
+        end = trials["duration"][:, None]
+        if self.law is None:
+            return end, torch.ones_like(end)
+        edges = torch.arange(1.0, _CELLS + 1, dtype=end.dtype, device=end.device) / _CELLS * end
+        stopped = self.law().cdf(edges.log().T).T
+        mass = torch.cat([stopped[:, :1], stopped.diff(dim=1), 1 - stopped[:, -1:]], 1)
+        return torch.cat([edges - 0.5 * end / _CELLS, end], 1), mass
+
+    def surely(
+        self, trials: dict[str, Tensor], until: Float[Tensor, "trial time"]
+    ) -> Float[Tensor, "trial time"]:
+        """z = (a + b)/√V of who listens until each of some times."""
+        mean, variance = self.accumulated(trials, until)
+        return (mean + self.bias.reshape(-1, 1)) / variance.sqrt()
 
     def forward(self, trials: dict[str, Tensor]) -> Distribution:
         """Of answering right, batch shape (trial,)."""
-        end = trials["duration"][:, None]
-        if self.law is None:
-            p = self.heard(trials, end)[:, 0]
-        else:
-            edges = torch.arange(1.0, _CELLS + 1, dtype=end.dtype, device=end.device) / _CELLS * end
-            stopped = self.law().cdf(edges.log().T).T
-            mass = torch.cat([stopped[:, :1], stopped.diff(dim=1)], 1)
-            middle = edges - 0.5 * end / _CELLS
-            p = (mass * self.heard(trials, middle)).sum(1)
-            p = p + (1 - stopped[:, -1]) * self.heard(trials, end)[:, 0]
+        until, mass = self.stops(trials)
+        p = (mass * 0.5 * torch.erfc(-math.sqrt(0.5) * self.surely(trials, until))).sum(1)
         p = 0.5 * self.lapse + (1 - self.lapse) * p
         return Bernoulli(probs=p, validate_args=False)

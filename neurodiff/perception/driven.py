@@ -284,8 +284,12 @@ class Driven(nn.Module):
         rate = self.base[own] * (1 + (rows["knot_weight"] * self.urgency).sum(-1))
         if self.drive is not None:
             rate = rate + self.gain[own] * self.drive(rows)
-        rate = _SMOOTH * torch.nn.functional.softplus(rate / _SMOOTH)
-        return Poisson(rate * rows["exposure"], validate_args=False)
+        return Poisson(firing(rate) * rows["exposure"], validate_args=False)
+
+
+def firing(rate: Tensor) -> Tensor:
+    """A rate in spikes/s, bent away from 0 where it is below a few."""
+    return _SMOOTH * torch.nn.functional.softplus(rate / _SMOOTH)
 
 
 def _look_up(

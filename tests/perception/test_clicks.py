@@ -73,8 +73,9 @@ def test_an_accumulator_that_stops_listening():
             end = one["duration"]
             time = fine * end
             cdf = law().cdf(torch.cat([time - 0.0005 * end, end]).log())
-            heard = model.heard(one, time[None])[0]
-            p = (cdf.diff() * heard).sum() + (1 - cdf[-1]) * model.heard(one, end[:, None])[0, 0]
+            until = torch.cat([time, end])[None]
+            heard = torch.special.ndtr(model.surely(one, until))[0]
+            p = (torch.cat([cdf.diff(), 1 - cdf[-1:]]) * heard).sum()
             wanted = 0.03 + 0.94 * p
             # cells of a 24th of the trial, in which a click may come: about a hundredth
             assert model(one).probs.item() == pytest.approx(wanted.item(), abs=0.01)
