@@ -137,9 +137,10 @@ def bind(
         values = np.array(data[name].values, dtype=np.float64)  # a copy: files may be read-only
         if name != wanted and np.isnan(values).any():
             place = tuple(int(i) for i in np.argwhere(np.isnan(values))[0])
-            raise ValueError(
-                f"{name!r} is NaN at {data[name].dims} = {place}: drop or mend these rows"
-            )
+            mend = "drop or mend these rows"
+            if values.ndim > 1:  # of trials that are not all as long
+                mend += f", and where nothing was shown fill in 0: data.fillna({{{name!r}: 0}})"
+            raise ValueError(f"{name!r} is NaN at {data[name].dims} = {place}: {mend}")
         trials[name] = torch.as_tensor(values, device=device)
     response = trials[wanted]
     if wanted not in required:

@@ -126,7 +126,7 @@ class Clicks(nn.Module):
     def surely(
         self, trials: dict[str, Tensor], until: Float[Tensor, "trial time"]
     ) -> Float[Tensor, "trial time"]:
-        """z = (a + b)/√V of who listens until each of some times."""
+        """(a + b)/√V of who listens until each of some times."""
         mean, variance = self.accumulated(trials, until)
         return (mean + self.bias.reshape(-1, 1)) / variance.sqrt()
 

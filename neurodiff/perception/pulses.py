@@ -79,6 +79,18 @@ class Pulses(nn.Module):
         self.square, self.cube, self.bias = (nn.Parameter(torch.tensor(0.0)) for _ in range(3))
         self.lapse = nn.Parameter(torch.tensor(0.02))
 
+    def prepare(self, trials: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Nothing, once every trial has as many samples as it says."""
+        count, most = trials["pulse_count"], trials["pulse_llr"].shape[-1]
+        wrong = (count < 1) | (count > most) | (count != count.round())
+        if wrong.any():
+            first = int(wrong.nonzero()[0])
+            raise ValueError(
+                f"pulse_count is {count[first].item():g} in trial {first} (from 0), wanted a whole "
+                f"number from 1 to {most}, which is as many as pulse_llr has"
+            )
+        return {}
+
     def forward(self, trials: dict[str, Tensor]) -> Distribution:
         """Of answering 1, batch shape (trial,)."""
         llr, count = trials["pulse_llr"], trials["pulse_count"]

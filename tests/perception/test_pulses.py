@@ -1,9 +1,12 @@
 """Samples of evidence: simulated observers, and the limits in which rivals are one."""
 
+import numpy as np
 import pytest
 import torch
+import xarray as xr
 
 import neurodiff as nd
+from neurodiff.inference.join import join
 from neurodiff.perception.pulses import (
     Bounded,
     Leaky,
@@ -157,3 +160,18 @@ def test_a_law_is_found_again():
     assert (low <= w).all()
     assert (w <= high).all()
     assert float(fit["sample_stats"]["k_hat"]) < 0.7
+
+
+@pytest.mark.parametrize("count", [0.0, 6.0, 2.5, float("inf")])
+def test_trials_have_as_many_samples_as_they_say(count):
+    shown = trials()
+    shown["pulse_count"][3] = count
+    data = xr.Dataset({
+        "pulse_llr": (("trial", "pulse"), shown["pulse_llr"].numpy()),
+        "pulse_count": ("trial", shown["pulse_count"].numpy()), "choice": ("trial", np.ones(6)),
+    })  # fmt: skip
+    with pytest.raises(ValueError, match=rf"pulse_count is {count:g} in trial 3 .* from 1 to 5"):
+        join(Pulses(Stops()), data)
+    data["pulse_llr"][2, 4] = np.nan
+    with pytest.raises(ValueError, match=r"= \(2, 4\).*data.fillna\(\{'pulse_llr': 0\}\)"):
+        join(Pulses(Stops()), data)
