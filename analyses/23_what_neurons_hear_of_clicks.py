@@ -227,7 +227,7 @@ def from_spikes(model, read_out, data, neurons, some):
 def choices_by(model, draws, data, fold, k):
     """Log p of held-out choices where an accumulator is given; bias and lapses are learned."""
     own = copy.deepcopy(model)
-    kept = {n: v[None] for n, v in draws.items() if n not in ("bias", "lapse")}
+    kept = {n: v[None, ::4] for n, v in draws.items() if n not in ("bias", "lapse")}
     for name in kept:
         own.get_parameter(name).requires_grad_(False)
     bound = join(own, data[[*Clicks.requires, "choice"]])

@@ -82,34 +82,41 @@ class Clicks(nn.Module):
         self.bias = nn.Parameter(torch.tensor(0.0))
         self.lapse = nn.Parameter(torch.tensor(0.05))
 
-    def left(self, time: Float[Tensor, "trial pulse"]) -> Float[Tensor, "trial pulse"]:
-        """C of every click; those at one time share it."""
-        now = torch.ones_like(time[:, 0] * self.recovery)
-        each = [now]
-        for gap in time.diff(dim=1).unbind(1):
-            back = 1 - (1 - self.adaptation * now) * torch.exp(-gap / self.recovery)
-            now = torch.where(gap > 0, back, now)
-            each.append(now)
-        return torch.stack(each, 1)
-
     def accumulated(
         self, trials: dict[str, Tensor], until: Float[Tensor, "trial time"]
     ) -> tuple[Float[Tensor, "trial time"], Float[Tensor, "trial time"]]:
-        """Mean a and variance V of what has been heard until each of some times."""
+        """Mean a and variance V of what has been heard until each of some times.
+
+        From click to click, and from the last one to the time asked for: nothing is as large as
+        clicks times times, but which is the last.
+        """
         time, side = trials["pulse_time"], trials["pulse_side"]
-        age = until[:, :, None] - time[:, None]
-        there = ((age >= 0) & (side[:, None] != 0)).to(age)
-        kappa = self.leak.reshape(-1, 1, 1)
-        kept = self.left(time)[:, None] * there * torch.exp(kappa * age.clamp_min(0.0))
+        c = torch.ones_like(time[:, 0] * self.recovery)
+        mean = square = torch.zeros_like(c)
+        means, squares = [mean], [square]
+        gaps = torch.nn.functional.pad(time.diff(dim=1), (1, 0))  # none before the first
+        for j, gap in enumerate(gaps.unbind(1)):
+            back = 1 - (1 - self.adaptation * c) * torch.exp(-gap / self.recovery)
+            c = torch.where(gap > 0, back, c)  # those at one time share it
+            kept = torch.exp(self.leak * gap)
+            mean = mean * kept + c * side[:, j]
+            square = square * kept.square() + c.square() * (side[:, j] != 0)
+            means.append(mean)
+            squares.append(square)
+        last = (time[:, None] <= until[..., None]).sum(-1)
+        age = (until - time.gather(1, (last - 1).clamp_min(0))).clamp_min(0.0)
+        kappa = self.leak.reshape(-1, 1)
+        kept = torch.exp(kappa * age)
         # ∫ e^{2κt} dt, whose limit at κ = 0 is the time itself
-        rate = 2 * kappa[..., 0] * until
+        rate = 2 * kappa * until
         small = rate.abs() < 1e-6
         grown = until * torch.where(
             small, 1 + rate / 2, torch.expm1(rate) / torch.where(small, 1.0, rate)
         )
-        variance = self.click_noise.reshape(-1, 1) ** 2 * kept.square().sum(-1)
-        variance = variance + self.noise.reshape(-1, 1) ** 2 * grown
-        return (kept * side[:, None]).sum(-1), variance
+        variance = self.noise.reshape(-1, 1) ** 2 * grown
+        heard = torch.stack(squares, 1).gather(1, last) * kept.square()
+        variance = variance + self.click_noise.reshape(-1, 1) ** 2 * heard
+        return torch.stack(means, 1).gather(1, last) * kept, variance
 
     def stops(
         self, trials: dict[str, Tensor]
