@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 import neurodiff as nd
-from neurodiff.inference.hypotheses import plan
+from neurodiff.inference.hypotheses import build, plan
 from neurodiff.inference.share import part_of, share
 from neurodiff.inference.tasks import task_of
 from neurodiff.panels import BLUE, GREEN, ORANGE, RED
@@ -49,7 +49,7 @@ def parts_of(experiments, law):
         (row,) = plan(task, ["internal-noise"], [], [law], controls=False)
         for who in np.unique(data["subject"].values):
             mine = data.isel(trial=data["subject"].values == who)
-            parts.append(part_of(mine, row, task, f"{who}, {name}", str(who)))
+            parts.append(part_of(mine, build(row, task, mine), f"{who}, {name}", str(who)))
     return parts
 
 

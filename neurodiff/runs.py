@@ -15,7 +15,7 @@ import xarray as xr
 from neurodiff.data.choice_rt import choice_rt
 from neurodiff.data.gather import gather
 from neurodiff.data.schema import DataError, data_hash
-from neurodiff.inference.hypotheses import Hypothesis, plan
+from neurodiff.inference.hypotheses import Hypothesis, build, plan
 from neurodiff.inference.labels import attach
 from neurodiff.inference.share import Part, part_of
 from neurodiff.inference.study import blocked
@@ -109,8 +109,8 @@ def shared_parts(folders: Sequence[Path]) -> dict[tuple[str, str], list[Part]]:
         for folder, (reading, by) in runs.items():
             row = next(row for row in reading.rows if _key(row) == key)
             for person, data in _persons(reading.parts, by):
-                name = f"{person}, {folder}"
-                parts.append(part_of(blocked(data), row, reading.task, name, person))
+                name, own = f"{person}, {folder}", blocked(data)
+                parts.append(part_of(own, build(row, reading.task, own), name, person))
     return found
 
 

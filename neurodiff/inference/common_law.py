@@ -24,7 +24,7 @@ from neurodiff.inference.marginal import marginals, pooled
 from neurodiff.inference.priors import Pooled
 from neurodiff.inference.proposals import Cloud, Prior, SplitT, systematic
 from neurodiff.inference.psis import smooth
-from neurodiff.inference.tied import FOLDS, SHARED, Part, Tied, common, least_squares, place, tie
+from neurodiff.inference.tied import FOLDS, Part, Tied, common, least_squares, place, tie
 
 _REACH, _APART, _NODES = 6.0, 0.75, 81  # of nodes over a shift in s.d., and how many at most
 
@@ -147,7 +147,7 @@ def explore(
     tied = tie(parts, owner, shifted)
     modes = best_modes(tied, _starts(tied, parts)[:, None])
     nodes = _nodes(tied, modes, parts) if shifted else None
-    columns = tied.columns(f"{owner(parts[0])}: {SHARED}")
+    columns = tied.columns(owner(parts[0]))
     covariance = (modes.factor @ modes.factor.mT)[0][columns][:, columns]
     factor = torch.linalg.cholesky(covariance)[None]
     wide = torch.full((1, 2, len(columns)), 1.2, dtype=torch.float64)

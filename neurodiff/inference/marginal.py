@@ -22,7 +22,7 @@ from neurodiff.inference.posterior import Posterior
 from neurodiff.inference.priors import Pooled
 from neurodiff.inference.proposals import Cloud, Prior, SplitT
 from neurodiff.inference.stack import Stacked
-from neurodiff.inference.tied import FOLDS, SHARED, Part
+from neurodiff.inference.tied import FOLDS, Part, of_weighting
 
 _CELLS = 20_000_000  # log likelihoods at a time
 
@@ -79,7 +79,7 @@ def pooled(
         generator: Of the draws.
     """
     ours = torch.tensor(part.columns(ours=False))
-    rest = Pooled([s for s in part.posterior.parameters.sites if not s.name.startswith(SHARED)])
+    rest = Pooled([s for s in part.posterior.parameters.sites if not of_weighting(s.name)])
     factor = torch.linalg.cholesky(covariance)[None]
     proposals = (
         Cloud.about(part.draws.u[..., ours], part.draws.log_w, generator),
@@ -100,8 +100,8 @@ def pooled(
 def _given(joint: Posterior, law: Tensor) -> Posterior:
     """A problem for each law, of everything else."""
     sites = joint.parameters.sites
-    ours = Pooled([site for site in sites if site.name.startswith(SHARED)])
-    rest = Pooled([site for site in sites if not site.name.startswith(SHARED)])
+    ours = Pooled([site for site in sites if of_weighting(site.name)])
+    rest = Pooled([site for site in sites if not of_weighting(site.name)])
     n = len(law)
 
     def each(value: Tensor) -> Tensor:

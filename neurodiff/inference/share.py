@@ -19,17 +19,16 @@ import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
-from torch import Tensor
+from torch import Tensor, nn
 
 from neurodiff.inference.common_law import Points, explore
 from neurodiff.inference.compare import distinguished, paired
 from neurodiff.inference.fit import modes_of
 from neurodiff.inference.heldout import alternating
-from neurodiff.inference.hypotheses import Hypothesis, build, priors_of
+from neurodiff.inference.hypotheses import priors_of
 from neurodiff.inference.importance import importance_draws
 from neurodiff.inference.join import join
 from neurodiff.inference.posterior import on_one_thread
-from neurodiff.inference.tasks import Task
 from neurodiff.inference.tied import FOLDS, Part
 
 WIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -44,20 +43,16 @@ _WAYS = {
 
 
 @on_one_thread
-def part_of(
-    data: xr.Dataset, hypothesis: Hypothesis, task: Task, name: str, person: str, seed: int = 0
-) -> Part:
+def part_of(data: xr.Dataset, model: nn.Module, name: str, person: str, seed: int = 0) -> Part:
     """One read-out of one person: a model met with data, its trials or blocks in five folds.
 
     Args:
         data: One study of one person.
-        hypothesis: What is fitted.
-        task: How responses are read.
+        model: What is fitted; its weighting (or its law) is what can be shared.
         name: Of the part.
         person: Whose it is.
         seed: By which trials, or units, are put into folds.
     """
-    model = build(hypothesis, task, data)
     bound = join(model, data, priors_of(model))
     joint, rng = bound.posterior, np.random.default_rng(seed)
     if bound.unit_dim != bound.dim:  # blocks, images

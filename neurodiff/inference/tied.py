@@ -24,9 +24,16 @@ from neurodiff.inference.laplace import Modes
 from neurodiff.inference.posterior import Posterior
 from neurodiff.inference.priors import Pooled, Site, nearest
 
-SHARED = "weighting."  # what parts may share
-PLACES = ("weighting.law.loc", "weighting.shift")  # that a shift is added to
 FOLDS = 5
+
+
+def of_weighting(name: str) -> bool:
+    """Whether a parameter is of a weighting, or of a law wherever it stands: what may be shared.
+
+    >>> [of_weighting(n) for n in ("weighting.shift", "measurement.law.loc", "observer.lapse")]
+    [True, True, False]
+    """
+    return name.startswith("weighting.") or "law" in name.split(".")[:-1]
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,7 @@ class Part:
         """Where in u the parameters of the weighting are, or all others."""
         parameters, found, at = self.posterior.parameters, [], 0
         for site in parameters.sites:
-            here = site.name.startswith(SHARED) == ours
+            here = of_weighting(site.name) == ours
             found += range(at, at + site.size) if here else ()
             at += site.size
         return found
@@ -78,11 +85,13 @@ class Tied(Posterior):
         each = zip(self.parts, self.maps, strict=True)
         return torch.cat([part._rows(to @ u, part._first) for part, to in each])
 
-    def columns(self, prefix: str) -> list[int]:
-        """Where in v the parameters are whose name begins so."""
+    def columns(self, owner: str) -> list[int]:
+        """Where in v the parameters of a weighting are, by whose it is."""
         parameters, found, at = self.parameters, [], 0
         for site in parameters.sites:
-            found += range(at, at + site.size) if site.name.startswith(prefix) else ()
+            whose, _, name = site.name.rpartition(": ")
+            here = whose == owner and of_weighting(name)
+            found += range(at, at + site.size) if here else ()
             at += site.size
         return found
 
@@ -160,7 +169,7 @@ def common(parts: Sequence[Part], width: float = 1.0) -> dict[str, Site]:
             without a width.
     """
     each = [
-        {s.name: s for s in part.posterior.parameters.sites if s.name.startswith(SHARED)}
+        {s.name: s for s in part.posterior.parameters.sites if of_weighting(s.name)}
         for part in parts
     ]
     for part, own in zip(parts, each, strict=True):
@@ -188,11 +197,12 @@ def place(part: Part) -> int:
     """Where in u the place of the law is."""
     at = 0
     for site in part.posterior.parameters.sites:
-        if site.name in PLACES:
+        if site.name.endswith("law.loc") or site.name == "weighting.shift":
             return at
         at += site.size
     names = [site.name for site in part.posterior.parameters.sites]
-    raise ValueError(f"the weighting of {part.name} has no place: {nearest(PLACES[0], names)}")
+    near = nearest("weighting.law.loc", names)
+    raise ValueError(f"the weighting of {part.name} has no place: {near}")
 
 
 def least_squares(tied: Tied, each: Sequence[Float[Tensor, " _"]]) -> Float[Tensor, " size"]:

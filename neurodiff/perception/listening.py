@@ -50,9 +50,7 @@ def heard_given_choice(
     goes_on = now[:, :, None] < stops[:, None]
     ahead = (stops[:, None] - now[:, :, None]).clamp_min(0.0)
     m = torch.where(goes_on, mean[..., None], last[:, None])
-    c = torch.where(
-        goes_on, variance[..., None] * torch.exp(model.leak * ahead), spread[:, None]
-    )
+    c = torch.where(goes_on, variance[..., None] * torch.exp(model.leak * ahead), spread[:, None])
     z = (last + model.bias) / spread.sqrt()
     pull = (1 - model.lapse) * torch.exp(-0.5 * z * z) / (2 * math.pi * spread).sqrt()
     found = []

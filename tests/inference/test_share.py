@@ -8,15 +8,20 @@ import torch
 import xarray as xr
 from scipy.special import logsumexp
 
+import neurodiff as nd
 from neurodiff.inference.common_law import explore
-from neurodiff.inference.hypotheses import plan
+from neurodiff.inference.hypotheses import build, plan
+from neurodiff.inference.join import bind
 from neurodiff.inference.share import part_of, share, ways
 from neurodiff.inference.tasks import Task
 from neurodiff.inference.tied import common, tie
+from neurodiff.perception.categories import Linear
+from neurodiff.perception.measurement import Stopped
+from neurodiff.perception.orientation import Categorise
 
 N, M = 40, 30  # of the grid over laws
 TASK = Task("threshold", "correct", choices=2, history=0, most=None)
-ROW = plan(TASK, named=[], law_names=["logistic"], controls=False)[0]
+MODEL = build(plan(TASK, named=[], law_names=["logistic"], controls=False)[0], TASK, xr.Dataset())
 
 
 def trials(loc, seed, count=240, scale=0.7, lapse=0.04):
@@ -29,7 +34,7 @@ def trials(loc, seed, count=240, scale=0.7, lapse=0.04):
 
 def parts_of(*who):
     return [
-        part_of(trials(loc, seed=i), ROW, TASK, f"{person} in {i}", person)
+        part_of(trials(loc, seed=i), MODEL, f"{person} in {i}", person)
         for i, (person, loc) in enumerate(who)
     ]
 
@@ -158,9 +163,31 @@ def test_ways_that_are_the_same_are_left_out(two):
         ways(two[:1])
 
 
+def test_a_law_is_shared_wherever_it_stands():
+    """Two tasks of orientation: the law of the measurement is one, contrasts and rules are not."""
+    parts = []
+    for i, task in enumerate("AB"):
+        model = Categorise(Stopped([0.0, 0.5, 1.0], nd.laws.Logistic()), Linear(task))
+        g = torch.Generator().manual_seed(i)
+        shown = xr.Dataset({
+            "orientation": ("trial", (8 * torch.randn(120, generator=g)).numpy()),
+            "level": ("trial", np.arange(120) % 3 * 1.0),
+        })  # fmt: skip
+        p = model(bind(model, shown.assign(choice=("trial", np.zeros(120))))[0]).probs.detach()
+        choice = torch.bernoulli(p, generator=g).numpy()
+        parts.append(part_of(shown.assign(choice=("trial", choice)), model, task, "a"))
+    assert set(common(parts)) == {"measurement.law.loc", "measurement.law.scale"}
+    tied = tie(parts, lambda part: "all")
+    assert tied.size == sum(part.posterior.size for part in parts) - 2
+    assert len(tied.columns("all")) == 2
+    table, _ = share(parts, (), points=32, draws=64)
+    assert list(table["sharing"]) == ["one w", "all apart"]
+    assert np.isfinite(table[["elpd", "ln_bf_bridge"]]).all(axis=None)
+
+
 def test_parts_of_other_laws_cannot_share(two):
     row = plan(TASK, named=["sigmoid"], law_names=[], controls=False)[0]
-    other = part_of(trials(0.0, 5), row, TASK, "c", "c")
+    other = part_of(trials(0.0, 5), build(row, TASK, xr.Dataset()), "c", "c")
     with pytest.raises(ValueError, match="wanted the same"):
         share([*two, other])
 
