@@ -510,12 +510,15 @@ def ranks(ax):
     for session, some in table.groupby("session"):
         for family, style in (("denoised", "-"), ("Gaussian blur", ":")):
             one = some[some["family"] == family]
-            # a blur of 0 is the clean image, and so is the highest level
-            x = one["level"] if family == "denoised" else np.linspace(8, -6, 8)
+            # a blur of 0 is the clean image, and so is the highest level: blurs by their order
+            x = one["level"] if family == "denoised" else LOGSNR.flip(0)
             ax.plot(x, one["rank"], style, color=COLOURS[str(session)], lw=1)
-    for style, name in (("-", "at λ"), (":", "blurred, wider to the left")):
+    for style, name in (("-", "at λ"), (":", "blurred")):
         ax.plot([], [], style, color="black", label=name)
     ax.set(xlabel="logsnr λ (nats a pixel)", ylabel="rank correlation with units")
+    above = ax.secondary_xaxis("top")
+    above.set_xticks(LOGSNR.flip(0)[::2].tolist(), [f"{s:g}" for s in BLURS[::2].tolist()])
+    above.set_xlabel("s.d. of the blur (pixels)")
     ax.legend(frameon=False, fontsize=6, loc="center", bbox_to_anchor=(0.45, 0.33))
 
 

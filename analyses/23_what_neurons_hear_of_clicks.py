@@ -7,9 +7,9 @@
 # with its parameters from spikes, with a law of stopping to listen, the choice alone, the clicks
 # alone, the clicks of another trial. Then the other way: an accumulator of spikes alone against
 # held-out choices; and the choice read from the spikes of its own trial. Each is scored on its own
-# data, in nats, five folds over trials; a drive is the mean over posterior draws of what it is
-# learned from; a neuron's own rate, course of time, gain and latency are learned on training
-# trials, and are the same for every row.
+# data, in nats, five folds over trials; a drive is the mean over posterior draws by choices, or
+# that of the mode by spikes; a neuron's own rate, course of time, gain and latency are learned on
+# training trials, row by row.
 #
 # Beside the rat stand simulated ones, of its own parameters, its clicks and as many neurons and
 # trials: whose neurons follow the accumulator, and one of which half have stopped by .35 s.
@@ -203,10 +203,10 @@ def prefers(rows):
 
 
 def from_spikes(model, read_out, data, neurons, some):
-    """Draws of an accumulator by the spikes of some trials, all neurons together; did it converge?
+    """An accumulator by the spikes of some trials, all neurons together; did it converge?
 
-    What a choice says of the path hangs on its bias and lapses, which are the choices' own.
-    Normal about the mode: with eight parameters a neuron, importance weights would not hold.
+    What a choice says of the path hangs on its bias and lapses, which are the choices' own. It is
+    the mode: with eight parameters a neuron, importance weights would not hold.
     """
     own = copy.deepcopy(model)
     for name in ("bias", "lapse"):
@@ -218,10 +218,10 @@ def from_spikes(model, read_out, data, neurons, some):
     whole.base.data = torch.tensor([r["count"].mean() / BIN for r in neurons])
     bound = join(whole, study(rows[some[rows["number"]]]), unit="of")
     modes = modes_of(bound, 1, 0)
-    noise = torch.randn(FEW, len(modes.u[0]), generator=torch.Generator().manual_seed(0))
-    values = bound.pooled.constrain(modes.u + noise.double() @ modes.factor[0].mT)
+    values = bound.pooled.constrain(modes.u)
     drawn = {n.removeprefix("drive.clicks."): v for n, v in values.items() if "clicks" in n}
-    return drawn | read_out, bool(modes.converged & modes.definite)
+    drawn |= {n: read_out[n].mean()[None] for n in ("bias", "lapse")}
+    return drawn, bool(modes.converged & modes.definite)
 
 
 def choices_by(model, draws, data, fold, k):
@@ -273,10 +273,9 @@ def one_fold(data, neurons, fold, k, rat):
     }
     p = np.full(len(right), data["choice"].values[some].mean())
     choices["no stimulus", ""] = np.log(np.where(right, p, 1 - p))
-    read_out = {n: read_out[n] for n in ("bias", "lapse")}
     for name in ("adapts", STOPS):
         own, sure = from_spikes(models[name], read_out, data, neurons, some)
-        found[name, "spikes"] = own | {"converged": torch.full((FEW,), float(sure))}
+        found[name, "spikes"] = own | {"converged": torch.tensor([float(sure)])}
         spikes[name, "spikes"] = drive(models[name], own, data)
         choices[name, "spikes"] = choices_by(models[name], own, data, fold, k)
     if not simulated:
@@ -307,7 +306,7 @@ def one_fold(data, neurons, fold, k, rat):
     ])  # fmt: skip
     means = [
         {"accumulator": a, "source": b, "parameter": n, "mean": float(v.mean()),
-         "sd": float(v.std())}
+         "sd": float(v.std(correction=0))}
         for (a, b), own in found.items() for n, v in own.items()
     ]  # fmt: skip
     return {"spikes": pd.concat(scored), "choices": frame, "parameters": pd.DataFrame(means)}
