@@ -69,7 +69,8 @@ def evidence(
         batch: pictures a call of the denoiser, which bounds the memory.
         lag: nats by which a label may lie behind the best, in ½ Σ error, before it is looked at no
             more (:func:`~neurodiff.perception.elimination.safe_lag`); what is left out is filled
-            with the error of the best label.
+            with the error of the best label. For the label of least error alone: how far others
+            lie behind, which graded answers hang on, stands still.
         path: a netCDF file. What is done lies beside it, in parts, and a run that was stopped goes
             on from there; a file that is there is read.
         device: where the denoiser runs.
