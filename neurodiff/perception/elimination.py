@@ -3,8 +3,9 @@ r"""Labels that cannot win any more: how far behind is far enough.
 .. math:: D_k(j) = C_k(j) - \min_l C_l(j), \qquad C_k(j) = \tfrac12 \sum_{i \le j} m_k(λ_i)\,Δ_i
 
 This is for the label that wins. How far the others are behind at the end is then not known, and a
-model of people's doubts must not be fitted to it (``lag=inf``). A label is given up when it lies more than a lag behind the best. Every denoiser errs in its own
-way, so the lag is taken from a pilot: the largest at which the label that won in the end had been.
+model of people's doubts must not be fitted to it (``lag=inf``). A label is given up when it lies
+more than a lag behind the best. Every denoiser errs in its own way, so the lag is taken from a
+pilot: the largest at which the label that won in the end had been.
 """
 
 import math
