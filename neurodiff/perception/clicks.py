@@ -27,7 +27,7 @@ from torch.distributions import Bernoulli, Beta, Distribution, LogNormal, Normal
 from neurodiff.diffusion.law import Law
 
 _CELLS = 24  # of the time of a trial, in which a rat may stop
-_MATRIX = 1000 * 50 * _CELLS  # numbers: of a thousand trials every click at every such time
+_MATRIX = 1000 * _CELLS  # numbers: of a thousand trials what is heard until every such time
 
 
 class Clicks(nn.Module):
