@@ -95,7 +95,8 @@ def bounded(data, fold):
     others = bound.posterior.with_mask(1 - torch.eye(count, dtype=torch.float64))
     inverse = (full.factor @ full.factor.mT).expand(count, -1, -1)
     modes = find_modes(others, full.u.expand(count, -1), inverse)
-    assert bool(full.converged.all()) and bool(modes.converged.all())
+    assert bool(full.converged.all())
+    assert bool(modes.converged.all())
     return model.double(), [bound.pooled.constrain(u) for u in (full.u[0], *modes.u)]
 
 
