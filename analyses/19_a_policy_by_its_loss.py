@@ -49,6 +49,13 @@ KINDS = {
     "goals": ("ppo", "fpo"),
     "longer": ("ppo", "flow-matching", "flow-eps"),
 }
+KEPT = 0.1  # both goals are, where the rarer has so much of the ends
+STYLE = {  # colour, line, marker, name
+    "ppo": (panels.ORANGE, "--", "o", "PPO"),
+    "fpo": (panels.BLUE, "-", "^", "FPO"),
+    "flow-eps": (panels.BLUE, "-", "^", "FPO, flow-eps"),
+    "flow-matching": (panels.GREEN, "-.", "s", "FPO, flow-matching"),
+}
 THIRD = 1 / 3  # of the range of an action: above it up, below its negative down
 
 
@@ -195,46 +202,66 @@ def tables(part):
 def figure():
     """Returns on the way, first actions, what is left of the rarer goal, and the weightings."""
     plt.style.use(nd.plot.STYLE)
-    fig, axes = plt.subplots(1, 4, figsize=(7.2, 2.2), layout="constrained")
-    colour = {"ppo": panels.ORANGE, "fpo": panels.BLUE}
-    label = {"ppo": "PPO", "fpo": "FPO"}
+    fig, axes = plt.subplots(2, 3, figsize=(7.2, 4.4), layout="constrained")
     curves = pd.read_csv(RESULTS / "19_pendulum_curves.csv")
     for kind in ("ppo", "fpo"):
+        colour, label = STYLE[kind][0], STYLE[kind][3]
         some = curves[curves["kind"] == kind].pivot_table("return", "steps", "seed")
         low, high = some.min(axis=1), some.max(axis=1)
-        axes[0].fill_between(some.index / 1e3, low, high, color=colour[kind], alpha=0.25, lw=0)
-        axes[0].plot(some.index / 1e3, some.median(axis=1), color=colour[kind], label=label[kind])
-    axes[0].set(title="Pendulum", xlabel="steps / 1000", ylabel="return (median, range)")
-    axes[0].legend(frameon=False, fontsize=6)
-    first, ends = (pd.read_csv(RESULTS / f"19_goals{n}.csv") for n in ("_first", ""))
-    style = {"ppo": ("--", "o"), "fpo": ("-", "^")}
-    for kind, (line, mark) in style.items():
-        for seed, some in first[first["kind"] == kind].groupby("seed"):
-            axes[1].stairs(some["share"], [*some["from"], 1.0], color=colour[kind], lw=0.8, ls=line,
-                           label=label[kind] if seed == 0 else None)  # fmt: skip
-        some = ends[ends["kind"] == kind]
-        axes[2].plot(some["steps to a goal"], some[["above", "below"]].min(axis=1), mark, ms=3,
-                     color=colour[kind], label=label[kind])  # fmt: skip
-    axes[1].set(title="two goals: first action", xlabel="action, down to up", ylabel="share")
-    axes[2].set(title="two goals: which", xlabel="steps to a goal", xlim=(0.8, 3.8),
-                ylabel="share that ends at the rarer", ylim=(-0.02, 0.52))  # fmt: skip
-    axes[1].legend(frameon=False, fontsize=5, loc="upper center")
-    axes[2].legend(frameon=False, fontsize=5, loc="center right")
+        axes[0, 0].fill_between(some.index / 1e3, low, high, color=colour, alpha=0.25, lw=0)
+        axes[0, 0].plot(some.index / 1e3, some.median(axis=1), color=colour, label=label)
+    axes[0, 0].set(title="Pendulum", xlabel="steps / 1000", ylabel="return (median, range)")
+    axes[0, 0].legend(frameon=False, fontsize=6)
+    first = pd.read_csv(RESULTS / "19_goals_first.csv")
+    for (kind, seed), some in first.groupby(["kind", "seed"]):
+        colour, line, _, label = STYLE[kind]
+        axes[0, 1].stairs(some["share"], [*some["from"], 1.0], color=colour, lw=0.8, ls=line,
+                          label=label if seed == 0 else None)  # fmt: skip
+    axes[0, 1].set(title="two goals: first action", xlabel="action, down to up", ylabel="share")
+    axes[0, 1].legend(frameon=False, fontsize=6, loc="upper center")
+    for ax, part in ((axes[0, 2], "goals"), (axes[1, 1], "longer")):
+        ends = pd.read_csv(RESULTS / f"19_{part}.csv")
+        for kind in KINDS[part]:
+            colour, _, mark, label = STYLE[kind]
+            some = ends[ends["kind"] == kind]
+            ring = {"ms": 5, "mfc": "none"} if kind == "ppo" else {"ms": 3}  # seen behind others
+            ax.plot(some["steps to a goal"], some[["above", "below"]].min(axis=1), mark, **ring,
+                    color=colour, label=label)  # fmt: skip
+        ax.axhline(KEPT, color="0.6", lw=0.6, ls=":")
+        ax.set(title=f"two goals: after {STEPS[part]:,} steps", xlabel="steps to a goal",
+               ylabel="share that ends at the rarer", xlim=(0.8, 2.6),
+               ylim=(-0.02, 0.52))  # fmt: skip
+        ax.legend(frameon=False, fontsize=6, loc="center right")
+    curves = pd.read_csv(RESULTS / "19_longer_curves.csv")
+    for (kind, seed), some in curves.groupby(["kind", "seed"]):
+        colour, line, _, label = STYLE[kind]
+        rarer = some[["above", "below"]].min(axis=1) / some[["above", "below"]].sum(axis=1)
+        axes[1, 0].plot(some["steps"] / 1e3, rarer, color=colour, ls=line, lw=0.8,
+                        label=label if seed == 0 else None)  # fmt: skip
+    axes[1, 0].axhline(KEPT, color="0.6", lw=0.6, ls=":")
+    axes[1, 0].set(title="two goals: on the way", xlabel="steps / 1000",
+                   ylabel="rarer goal's share of arrivals", ylim=(-0.02, 0.7))  # fmt: skip
+    axes[1, 0].legend(frameon=False, fontsize=6, loc="upper left")
+    cheetah(axes[1, 2])
+    for kind in ("png", "pdf"):
+        fig.savefig(FIGURES / f"19_policy.{kind}", dpi=300)
+
+
+def cheetah(ax):
+    """The ends of HalfCheetah by weighting."""
     ends = pd.read_csv(RESULTS / "19_cheetah.csv")
     names = [k for k in KINDS["cheetah"] if k in set(ends["kind"])][::-1]
     for y, kind in enumerate(names):
         some = ends[ends["kind"] == kind]
         # PPO is usually asked for its mean, FPO for draws
         for what, mark, dy in (("draws", "o", 0.12), ("sure", "x", -0.12)):
-            axes[3].plot(some[what], np.full(len(some), y + dy), mark, ms=3, mew=0.8,
-                         color=panels.ORANGE if kind == "ppo" else panels.BLUE,
-                         label={"draws": "drawn", "sure": "without noise"}[what]
-                         if y == 0 else None)  # fmt: skip
-    axes[3].set_yticks(range(len(names)), ["PPO" if n == "ppo" else n for n in names], fontsize=6)
-    axes[3].set(title="HalfCheetah", xlabel="return", ylim=(-0.6, len(names) - 0.1))
-    axes[3].legend(frameon=False, fontsize=5, loc="upper left", ncols=2)
-    for kind in ("png", "pdf"):
-        fig.savefig(FIGURES / f"19_policy.{kind}", dpi=300)
+            ax.plot(some[what], np.full(len(some), y + dy), mark, ms=3, mew=0.8,
+                    color=panels.ORANGE if kind == "ppo" else panels.BLUE,
+                    label={"draws": "drawn", "sure": "without noise"}[what]
+                    if y == 0 else None)  # fmt: skip
+    ax.set_yticks(range(len(names)), ["PPO" if n == "ppo" else n for n in names], fontsize=6)
+    ax.set(title="HalfCheetah", xlabel="return", ylim=(-0.6, len(names) - 0.1))
+    ax.legend(frameon=False, fontsize=6, loc="upper left", ncols=2)
 
 
 if __name__ == "__main__":
