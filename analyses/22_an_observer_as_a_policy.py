@@ -48,7 +48,8 @@ RUNS = HERE.parent / "runs" / "observer"
 STEPS, SEEDS, EPISODES = 100_000, 5, 100
 KINDS = ("people", "flow-matching", "people, lower", "elbo", "people, at 0")
 COLOURS = {"people": panels.RED, "people, at 0": panels.PINK, "people, lower": panels.SKY,
-           "elbo": "black", "flow-matching": panels.GREEN, "flow-eps": panels.BLUE, "ppo": panels.ORANGE}  # fmt: skip
+           "elbo": "black", "flow-matching": panels.GREEN, "flow-eps": panels.BLUE,
+           "ppo": panels.ORANGE}  # fmt: skip
 LINES = {"people": "-", "people, lower": (0, (6, 1)), "people, at 0": "--", "elbo": ":",
          "flow-matching": "-.", "flow-eps": (0, (4, 1, 1, 1, 1, 1))}  # fmt: skip
 
