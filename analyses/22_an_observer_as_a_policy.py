@@ -162,7 +162,7 @@ def figure():
         middle.plot(some.index / 1e3, some.median(axis=1), color=COLOURS[kind], ls=line)
         middle.fill_between(some.index / 1e3, some.min(axis=1), some.max(axis=1), lw=0,
                             color=COLOURS[kind], alpha=0.12)  # fmt: skip
-    left.set(yscale="log", ylim=(1e-3, 1e3), xlabel=panels.LOGSNR,
+    left.set(yscale="log", ylim=(1e-3, 1e5), xlabel=panels.LOGSNR,
              ylabel="weight of the velocity's error")  # fmt: skip
     left.legend(frameon=False, fontsize=5.5, loc="upper left")
     middle.set(xlabel="steps / 1000", ylabel="return (median, range)")
