@@ -26,7 +26,7 @@ from torch import Tensor
 WAIT = 2  # the action beside the answers 0 (upper) and 1 (lower)
 
 
-def policy(passage: Float[Tensor, "*condition step 2"]) -> Float[Tensor, "*condition step 3"]:
+def policy(passage: Float[Tensor, "*condition step answer"]) -> Float[Tensor, "*condition step 3"]:
     """Log π of answering 0, answering 1 and waiting, at each step that is reached.
 
     Args:
@@ -64,14 +64,14 @@ def policy(passage: Float[Tensor, "*condition step 2"]) -> Float[Tensor, "*condi
 
 
 def log_prob(
-    policy: Float[Tensor, "*condition step 3"],
-    step: Int[Tensor, " *condition"],
-    action: Int[Tensor, " *condition"],
-) -> Float[Tensor, " *condition"]:
-    r""":math:`\sum_{k < n} \log π(\text{wait}|k) + \log π(a|n)`, of one behaviour a condition.
+    policy: Float[Tensor, "*#trial step 3"],
+    step: Int[Tensor, "*#trial"],
+    action: Int[Tensor, "*#trial"],
+) -> Float[Tensor, "*#trial"]:
+    r""":math:`\sum_{k < n} \log π(\text{wait}|k) + \log π(a|n)`, of each trial.
 
     Args:
-        policy: of :func:`policy`, or of any other maker of log probabilities.
+        policy: of :func:`policy` or another maker of log probabilities: of each trial, or of all.
         step: n, from 0, at which the behaviour ends.
         action: what is done there: 0, 1, or ``WAIT`` (2) where all ends without an answer.
 
