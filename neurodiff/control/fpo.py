@@ -66,7 +66,8 @@ class FPO(OnPolicyAlgorithm):
         gamma: discount.
         gae_lambda: of the advantages.
         clip_range: δ; published .05 (.01 for humanoids).
-        weighting: w(logsnr); FPO's ``flow-eps`` unless given.
+        weighting: w(logsnr); FPO's ``flow-eps`` unless given. Its height counts: log r̂ is
+            proportional to it, and δ is not.
         schedule: of the looks, and of sampling; ``flow`` unless given.
         parameterization: what the network's output means; the velocity u as published.
         n_mc: looks of an action, N.
