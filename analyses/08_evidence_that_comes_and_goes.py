@@ -190,8 +190,8 @@ def population(name):
     """
     began = time.process_time()
     data = choice_rt(nd.load(STUDY))
-    # c waits 1.4 s for self-motion alone, as nobody else does; its likelihood has modes at
-    # efficiencies of 0.8 and of 5, and draws about one of them would say nothing of the other
+    # c waits 1.4 s for self-motion alone, as nobody else does; from its one mode, at efficiencies
+    # of 0.8, goes a curved ridge of more, of which draws about the mode would say nothing
     data = data.isel(trial=data["subject"].values != "c")
     bound = join(model(name), data, by="subject")
     generator = torch.Generator().manual_seed(0)
