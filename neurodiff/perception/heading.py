@@ -44,6 +44,7 @@ from neurodiff.perception.first_passage import solve, tilt
 from neurodiff.perception.reaction import cubic, jittered, part
 
 _LATEST = 12.0  # b_0² of the clock after which fewer than one in a million paths go on
+_SOONEST = 1e-9  # of the clock, seconds
 WIDTH, CENTRE, DURATION = 0.5 * 8**-0.25, 1.0, 2.0  # seconds, of the velocity
 
 
@@ -222,8 +223,6 @@ class Heading(Bounded):
         self.bound.height = nn.Parameter(self.bound.height.detach().expand(cues.places).clone())
         self.delay = nn.Parameter(self.delay.detach().expand(3).clone())
         self._dims = {name: p.dim() for name, p in self.named_parameters()}
-        # evidence comes late: nothing is decided within a few steps
-        self.nodes, self.width = self.time, self.time[:1].expand(len(self.time))
 
     @property
     def cells(self) -> int:
@@ -236,7 +235,7 @@ class Heading(Bounded):
         """Densities of decision time and choice."""
         own = part("bound.", values)
         own["height"] = height = own["height"][:, None]
-        moved: Clocked = functional_call(self.drift, part("drift.", values), (stimulus, self.time))
+        moved: Clocked = functional_call(self.drift, part("drift.", values), (stimulus, self.nodes))
         # of each place, on a grid of its own: a low bound is passed long before the clock ends
         unit = (_LATEST * height.square() / self.horizon).clamp_max(1.0)
         clock, root = unit * self.time, unit.sqrt()
@@ -245,7 +244,8 @@ class Heading(Bounded):
         still = floored(still) / unit[..., None]
         # begins as s^{-3/2} exp(-b_0²/2s): divided by that it is smooth, however low the bound
         smooth = still.clamp_min(LEAST).log() + _ahead(height, clock)[..., None]
-        of, s = moved.place, moved.elapsed
+        # when a short motion begins its clock is 0 to the last digit, and nothing is decided
+        of, s = moved.place, moved.elapsed.clamp_min(_SOONEST)
         condition = torch.arange(len(of), device=of.device)[:, None, None]
         side, last = torch.arange(2, device=of.device), len(self.time)
         cell = (s / clock[of, :1])[..., None]
@@ -262,7 +262,7 @@ class Heading(Bounded):
         cue = self.drift.cue(self.drift.place(stimulus))
         rows = [torch.nonzero(cue == j)[:, 0] for j in range(3)]
         each = [
-            jittered(self.time[0] * g[own], self.time, delay, values["jitter"])
+            jittered(self.width[:, None] * g[own], self.time, delay, values["jitter"])
             for own, delay in zip(rows, values["delay"], strict=True)
             if len(own)
         ]
