@@ -97,6 +97,21 @@ def test_where_nothing_comes_and_goes_it_is_a_constant_drift(bound):
     assert (got - wanted).abs().max() < 1e-6
 
 
+@pytest.mark.parametrize("motion", [None, Motion()])
+def test_a_bound_that_falls_at_once_is_followed(motion):
+    """Of infinite slope at time 0, against steps of the clock that are a fortieth as long."""
+    shape, given = (0.6, 0.4, 0.5, 0.12), stimulus(16.0, 0.7, 0)
+    model = Heading(Cues((0.7,), HORIZON, motion), Weibull(*shape)).double()
+    model.drift.visual.data.fill_(66.0)
+    moved = model.drift(given, model.nodes)
+    clock = torch.arange(1, 4001, dtype=torch.float64) / 2000
+    fine = density(moved.slope.item(), Weibull(*shape).double(), clock).detach()
+    s, rate = (x[0].detach().numpy() for x in (moved.elapsed, moved.rate))
+    wanted = np.stack([rate * np.interp(s, clock, fine[:, side]) for side in (0, 1)], -1)
+    got = model._decisions(dict(model.named_parameters()), given)[0].detach().numpy()
+    assert np.abs(got - wanted).max() < 2e-3 * wanted.max()
+
+
 @pytest.mark.parametrize("given", [(5.0, 0.37, 0), (5.0, 0, 1), (5.0, 0.37, 1)])
 def test_decisions_are_those_of_paths(given):
     """Weighted evidence, simulated in time with crossings between steps, against the densities."""
