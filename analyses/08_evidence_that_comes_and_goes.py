@@ -23,7 +23,7 @@
 # differ. A wider course is better in all; a shift is a change of delay and nothing else. Freeing
 # what two cues give together gains 0.002 nats a trial; the population's efficiency is 0.7 at the
 # two lower coherences and uncertain at the highest. Differences are of a few hundredths of a
-# nat, at modes, and four of the 63 fits (all with a steady drift) had not quite converged.
+# nat, at modes, and two of the 63 fits had not quite converged.
 #
 # Without either the figure is made from `results/08_*.csv`, which they left.
 
