@@ -53,7 +53,6 @@ def observers():
 def curves(data):
     """Posterior draws of w_eff, with the strength known and not, and of survival."""
     horizon = float(np.ceil(20 * np.abs(data["signed_rt"].values).max()) / 20)
-    # not coarser: the strongest motion is answered within .03 ± .01 s by some
     model = Bounded(Power(), Weibull(), horizon, round(60 * horizon), start=0.0)
     bound = join(model, data)
     generator = torch.Generator().manual_seed(0)

@@ -154,7 +154,7 @@ def figure():
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Does one weighting serve all strengths?")
-    parser.add_argument("--fit", action="store_true", help="fit again (ten minutes of one core)")
+    parser.add_argument("--fit", action="store_true", help="fit again (a few minutes of one core)")
     if parser.parse_args().fit:
         run()
     figure()

@@ -23,7 +23,7 @@
 # differ. A wider course is better in all; a shift is a change of delay and nothing else. Freeing
 # what two cues give together gains 0.002 nats a trial; the population's efficiency is 0.7 at the
 # two lower coherences and uncertain at the highest. Differences are of a few hundredths of a
-# nat, at modes, and four of the 63 fits (all with a steady drift) had not quite converged.
+# nat, at modes, and two of the 63 fits had not quite converged.
 #
 # Without either the figure is made from `results/08_*.csv`, which they left.
 
@@ -190,8 +190,8 @@ def population(name):
     """
     began = time.process_time()
     data = choice_rt(nd.load(STUDY))
-    # c waits 1.4 s for self-motion alone, as nobody else does; its likelihood has modes at
-    # efficiencies of 0.8 and of 5, and draws about one of them would say nothing of the other
+    # c waits 1.4 s for self-motion alone, as nobody else does; from its one mode, at efficiencies
+    # of 0.8, goes a curved ridge of more, of which draws about the mode would say nothing
     data = data.isel(trial=data["subject"].values != "c")
     bound = join(model(name), data, by="subject")
     generator = torch.Generator().manual_seed(0)

@@ -49,7 +49,7 @@ def nested(time: Float[Tensor, " time"]) -> tuple[Float[Tensor, " node"], Float[
 def outset(
     bound: Float[Tensor, "*#condition time"],
     slope: Float[Tensor, "*#condition time"],
-    time: Float[Tensor, " time"],
+    time: Float[Tensor, "*#condition time"],
     start: Float[Tensor, "*#condition node"],
     mean: Float[Tensor, "*#condition node time"],
     variance: Float[Tensor, "*#time"],
@@ -59,7 +59,7 @@ def outset(
     Args:
         bound: b > 0.
         slope: b'.
-        time: Seconds.
+        time: Seconds, of each condition or of all.
         start: x_0.
         mean: m(t) from each start.
         variance: V(t), with the dimensions of the mean or fewer.
@@ -74,7 +74,7 @@ def outset(
     b = bound[..., None, :, None]
     room = b - sign * start[..., None, None] - (time * slope.clamp_max(0.0))[..., None, :, None]
     distance = sign * b - mean[..., None]
-    v, t = variance[..., None], time[:, None]
+    v, t = variance[..., None], time[..., None, :, None]
     log = torch.maximum(room, _ROOM * b).log() - t.log() - 0.5 * (2 * math.pi * v).log()
     return log - 0.5 * distance.square() / v
 

@@ -39,11 +39,13 @@ from torch.func import functional_call
 
 from neurodiff.perception.bounded import Bounded, floored
 from neurodiff.perception.bounds import Bound
-from neurodiff.perception.early import LEAST
+from neurodiff.perception.early import LEAST, outset
 from neurodiff.perception.first_passage import solve, tilt
 from neurodiff.perception.reaction import cubic, jittered, part
+from neurodiff.perception.volterra import TINY
 
 _LATEST = 12.0  # b_0² of the clock after which fewer than one in a million paths go on
+_SOONEST = 1e-9  # of the clock, seconds
 WIDTH, CENTRE, DURATION = 0.5 * 8**-0.25, 1.0, 2.0  # seconds, of the velocity
 
 
@@ -222,8 +224,6 @@ class Heading(Bounded):
         self.bound.height = nn.Parameter(self.bound.height.detach().expand(cues.places).clone())
         self.delay = nn.Parameter(self.delay.detach().expand(3).clone())
         self._dims = {name: p.dim() for name, p in self.named_parameters()}
-        # evidence comes late: nothing is decided within a few steps
-        self.nodes, self.width = self.time, self.time[:1].expand(len(self.time))
 
     @property
     def cells(self) -> int:
@@ -236,24 +236,26 @@ class Heading(Bounded):
         """Densities of decision time and choice."""
         own = part("bound.", values)
         own["height"] = height = own["height"][:, None]
-        moved: Clocked = functional_call(self.drift, part("drift.", values), (stimulus, self.time))
+        moved: Clocked = functional_call(self.drift, part("drift.", values), (stimulus, self.nodes))
         # of each place, on a grid of its own: a low bound is passed long before the clock ends
         unit = (_LATEST * height.square() / self.horizon).clamp_max(1.0)
-        clock, root = unit * self.time, unit.sqrt()
+        clock, root, zero = unit * self.time, unit.sqrt(), torch.zeros_like(height)
         b, slope = functional_call(self.bound, own, (clock,))
-        still = solve(b / root, slope * root, self.time, torch.zeros_like(height))[:, 0]
-        still = floored(still) / unit[..., None]
-        # begins as s^{-3/2} exp(-b_0²/2s): divided by that it is smooth, however low the bound
-        smooth = still.clamp_min(LEAST).log() + _ahead(height, clock)[..., None]
-        of, s = moved.place, moved.elapsed
+        still = floored(solve(b / root, slope * root, self.time, zero)[:, 0]) / unit[..., None]
+        # over what it begins as it is smooth, however low the bound or fast its fall; 1 at time 0
+        there = still > LEAST
+        more = torch.where(there, still, 1.0).log() - _outset(b, slope, clock)
+        more = torch.cat([zero[..., None].expand(-1, 1, 2), torch.where(there, more, 0.0)], -2)
+        # when a short motion begins its clock is 0 to the last digit, and nothing is decided
+        of, s = moved.place, moved.elapsed.clamp_min(_SOONEST)
+        b, slope = functional_call(self.bound, own | {"height": height[of]}, (s,))
         condition = torch.arange(len(of), device=of.device)[:, None, None]
         side, last = torch.arange(2, device=of.device), len(self.time)
         cell = (s / clock[of, :1])[..., None]
-        log = cubic(smooth[of], cell.clamp_max(last) - 1, side, condition, last - 1)
-        log = log - _ahead(height[of], s)[..., None]
-        there = functional_call(self.bound, own | {"height": height[of]}, (s,))[0]
-        log = log + tilt(there, s, torch.zeros_like(s[:, 0]), moved.slope)
-        return torch.where(cell < last + 0.5, log, -torch.inf).exp() * moved.rate[..., None]
+        log = cubic(more[of], cell.clamp_max(last), side, condition, last) + _outset(b, slope, s)
+        log = log + tilt(b, s, torch.zeros_like(s[:, 0]), moved.slope)
+        there = (cell < last + 0.5) & (b > TINY)[..., None]
+        return torch.where(there, log, -torch.inf).exp() * moved.rate[..., None]
 
     def _delayed(
         self, g: Tensor, values: dict[str, Tensor], stimulus: dict[str, Tensor]
@@ -262,13 +264,14 @@ class Heading(Bounded):
         cue = self.drift.cue(self.drift.place(stimulus))
         rows = [torch.nonzero(cue == j)[:, 0] for j in range(3)]
         each = [
-            jittered(self.time[0] * g[own], self.time, delay, values["jitter"])
+            jittered(self.width[:, None] * g[own], self.time, delay, values["jitter"])
             for own, delay in zip(rows, values["delay"], strict=True)
             if len(own)
         ]
         return torch.cat(each)[torch.cat(rows).argsort()]
 
 
-def _ahead(height: Tensor, s: Tensor) -> Tensor:
-    """Less the log of what a density of passage begins as, up to a constant."""
-    return 1.5 * s.log() + 0.5 * height.square() / s
+def _outset(b: Tensor, slope: Tensor, s: Tensor) -> Float[Tensor, "condition time 2"]:
+    """What the log of a density of passage begins as, without a drift."""
+    still = torch.zeros_like(s[:, None])
+    return outset(torch.where(b > TINY, b, 1.0), slope, s, still[..., 0], still, s[:, None])[:, 0]
