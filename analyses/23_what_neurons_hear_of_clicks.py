@@ -36,10 +36,10 @@ from scipy.optimize import minimize_scalar
 
 import neurodiff as nd
 from neurodiff import panels
-from neurodiff.inference.fit import modes_of
 from neurodiff.inference.importance import importance_draws
 from neurodiff.inference.join import join
 from neurodiff.inference.laplace import best_modes
+from neurodiff.inference.optimise import minimise
 from neurodiff.inference.posterior import on_one_thread
 from neurodiff.inference.priors import Pooled, sites
 from neurodiff.inference.stack import stack
@@ -218,11 +218,11 @@ def from_spikes(model, read_out, data, neurons, some):
     whole.gain.data = torch.tensor([0.5 * prefers(r) for r in neurons])
     whole.base.data = torch.tensor([r["count"].mean() / BIN for r in neurons])
     bound = join(whole, study(rows[some[rows["number"]]]), unit="of")
-    modes = modes_of(bound, 1, 0)
-    values = bound.pooled.constrain(modes.u)
+    found = minimise(lambda u: -bound.posterior.log_prob(u), bound.start[None], tolerance=1e-2)
+    values = bound.pooled.constrain(found.u)
     drawn = {n.removeprefix("drive.clicks."): v for n, v in values.items() if "clicks" in n}
     drawn |= {n: read_out[n].mean()[None] for n in ("bias", "lapse")}
-    return drawn, bool(modes.converged & modes.definite)
+    return drawn, bool(found.converged(1e-2).all())
 
 
 def choices_by(model, draws, data, fold, k):
