@@ -16,7 +16,7 @@
 #
 #     python analyses/20_imitating_from_states.py [--fit]
 #
-# Without `--fit` the figure is made from `results/20_*`. With it all is trained, forty minutes on a
+# Without `--fit` the figure is made from `results/20_*`. With it all is trained, an hour on a
 # busy core; runs that are done are not done again, and one that was killed goes on.
 
 # %%
@@ -37,7 +37,7 @@ HERE = Path(__file__).parent
 RESULTS, FIGURES = HERE / "results", HERE.parent / "paper" / "figures"
 RUNS = HERE.parent / "runs" / "imitation"
 KINDS = ("cloning", "BCO", "DIFO", "SMILING")
-STEPS, SEEDS, SHOWN, EVALUATED = 8_000, 3, 10, 100
+STEPS, SEEDS, SHOWN, EVALUATED = 8_000, 5, 10, 100
 FEATURES = ["cos", "sin", "speed"]
 UNIT = np.array([1.0, 1.0, 8.0])  # of the features
 
