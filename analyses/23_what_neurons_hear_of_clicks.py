@@ -151,7 +151,7 @@ def mean_of_choice(table, data, some):
 
 
 def another(data, seed):
-    """Numbers of other trials, of the same choice and nearly the same duration."""
+    """A permutation of trials of the same choice and nearly the same duration (few stay)."""
     rng, pick = np.random.default_rng(seed), np.arange(data.sizes["trial"])
     tenth = pd.qcut(data["duration"].values, 10, labels=False)
     for here in pd.DataFrame({"c": data["choice"].values, "t": tenth}).groupby(
@@ -168,7 +168,7 @@ def by_drive(table, neurons, fold, k, read=False):
     To read choices, also log p(counts | choice) of each trial in it for both. A gain begins on the
     side that the neuron prefers.
     """
-    model = Listening(Known(table), STEP, KNOTS)
+    model = Listening(Known(table, STEP), KNOTS)
     bounds = [join(model, study(rows), unit="of") for rows in neurons]
     joint = stack([b.posterior for b in bounds])
     size, trials = joint.mask.shape[1], [b.unit_names for b in bounds]
@@ -213,8 +213,8 @@ def from_spikes(model, read_out, data, neurons, some):
     for name in ("bias", "lapse"):
         own.get_parameter(name).requires_grad_(False).data.fill_(float(read_out[name].mean()))
     rows = pd.concat([r.assign(neuron=i) for i, r in enumerate(neurons)], ignore_index=True)
-    drive = Heard(own, shown(data), TIME[::2])
-    whole = Listening(drive, 2 * STEP, KNOTS, len(neurons))
+    drive = Heard(own, shown(data), 2 * STEP)
+    whole = Listening(drive, KNOTS, len(neurons))
     whole.gain.data = torch.tensor([0.5 * prefers(r) for r in neurons])
     whole.base.data = torch.tensor([r["count"].mean() / BIN for r in neurons])
     bound = join(whole, study(rows[some[rows["number"]]]), unit="of")
@@ -314,7 +314,7 @@ def one_fold(data, neurons, fold, k, rat):
 
 
 def swapped(rows, data, seed):
-    """Counts of other trials of the same choice, as long at least."""
+    """Counts of trials of the same choice and nearly the same duration, permuted (few stay)."""
     wide = rows.pivot(index="number", columns="when", values="count")
     rng = np.random.default_rng(seed)
     order = data["duration"].values[wide.index]
@@ -345,9 +345,10 @@ def simulate(data, neurons, fold, law, seed):
     with torch.no_grad():
         now = torch.minimum(TIME, shown(data)["duration"][:, None])
         mean, variance = model.accumulated(shown(data), now)
-        step = (variance.diff(dim=1).clamp_min(0.0)).sqrt()  # without a leak paths only add up
-        moved = mean.diff(dim=1) + step * torch.randn(step.shape, generator=g, dtype=step.dtype)
-        path = torch.cat([torch.zeros_like(now[:, :1]), moved.cumsum(1)], 1)
+        # without a leak paths only add up, from the noise of the pair of clicks at 0
+        added = torch.cat([variance[:, :1], variance.diff(dim=1).clamp_min(0.0)], 1)
+        noise = torch.randn(added.shape, generator=g, dtype=added.dtype)
+        path = mean + (added.sqrt() * noise).cumsum(1)
         if law is not None:
             u = torch.rand(len(path), generator=g, dtype=path.dtype)
             stop = torch.exp(law.loc + law.scale * torch.logit(u))[:, None]
@@ -358,7 +359,7 @@ def simulate(data, neurons, fold, law, seed):
         data = data.assign(choice=("trial", right.double().numpy()))
         made = []
         for i, rows in enumerate(neurons):
-            neuron = Listening(Known(path[..., None].expand(-1, -1, 2)), STEP, KNOTS).double()
+            neuron = Listening(Known(path[..., None].expand(-1, -1, 2), STEP), KNOTS).double()
             for name in ("base", "gain", "course", "latency"):
                 neuron.get_parameter(name).data.copy_(own[name][i].mean(0))
             rows = rows.assign(choice=data["choice"].values[rows["number"]])
@@ -396,7 +397,7 @@ def tuning(data, neurons, fold, cells=8):
     _, found, joint = by_drive(table, neurons, fold, -1)
     own, out = joint.parameters.constrain(found.resample(200, torch.Generator().manual_seed(2))), []
     for i, rows in enumerate(neurons):
-        model = Listening(Known(table), STEP, KNOTS).double()
+        model = Listening(Known(table, STEP), KNOTS).double()
         for name in ("base", "gain", "course", "latency"):
             model.get_parameter(name).data.copy_(own[name][i].mean(0))
         columns = {n: torch.tensor(rows[n].to_numpy(float)) for n in Listening.requires}
@@ -418,7 +419,8 @@ def tuning(data, neurons, fold, cells=8):
 def weighed(clicks, both, fold):
     """Log p of choices where what spikes add to the log odds counts τ, learned in other folds.
 
-    Counts share noise that the rates do not have: taken as independent they are too sure.
+    Counts share noise that the rates do not have: taken as independent they are too sure. (The
+    drives of those folds had seen this one's trials; τ is one number.)
     """
     c, d = (x - np.log(-np.expm1(x)) for x in (clicks.clip(upper=-1e-12), both.clip(upper=-1e-12)))
     d, out = (d - c).to_numpy(), np.empty(len(c))
@@ -496,7 +498,7 @@ def figure():
         own = table[table["neuron"] == neuron]
         axes[0].errorbar(own["heard"], own["seen"], own["se"], fmt=mark, ms=3, lw=0.8, color=colour)
         axes[0].plot(own["heard"], own["fitted"], lw=0.8, color=colour, label=f"unit {neuron + 1}")
-    axes[0].set(xlabel="accumulated, given the choice (clicks)", ylabel="spikes/s beyond its own")
+    axes[0].set(xlabel="heard a latency before (clicks)", ylabel="spikes/s beyond its own")
     axes[0].legend(frameon=False, fontsize=6)
     for ax, name, rows in ((axes[1], "spikes", SPIKES), (axes[2], "choices", CHOICES)):
         found = pd.read_csv(RESULTS / f"23_{name}.csv").fillna({"source": ""})

@@ -139,7 +139,8 @@ def bind(
             place = tuple(int(i) for i in np.argwhere(np.isnan(values))[0])
             mend = "drop or mend these rows"
             if values.ndim > 1:  # of trials that are not all as long
-                mend += f", and where nothing was shown fill in 0: data.fillna({{{name!r}: 0}})"
+                nothing = "the end of the trial" if name.endswith("time") else 0
+                mend += f", and where nothing was shown data.fillna({{{name!r}: {nothing}}})"
             raise ValueError(f"{name!r} is NaN at {data[name].dims} = {place}: {mend}")
         trials[name] = torch.as_tensor(values, device=device)
     response = trials[wanted]

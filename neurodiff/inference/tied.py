@@ -28,12 +28,12 @@ FOLDS = 5
 
 
 def of_weighting(name: str) -> bool:
-    """Whether a parameter is of a weighting, or of a law wherever it stands: what may be shared.
+    """Whether a parameter is of a weighting, or of the law of a measurement: what may be shared.
 
     >>> [of_weighting(n) for n in ("weighting.shift", "measurement.law.loc", "observer.lapse")]
     [True, True, False]
     """
-    return name.startswith("weighting.") or "law" in name.split(".")[:-1]
+    return "weighting" in name.split(".")[:-1] or name.startswith("measurement.law.")
 
 
 @dataclass(frozen=True)
@@ -194,10 +194,14 @@ def common(parts: Sequence[Part], width: float = 1.0) -> dict[str, Site]:
 
 
 def place(part: Part) -> int:
-    """Where in u the place of the law is."""
+    """Where in u the place of the law is.
+
+    Raises:
+        ValueError: If there is none.
+    """
     at = 0
     for site in part.posterior.parameters.sites:
-        if site.name.endswith("law.loc") or site.name == "weighting.shift":
+        if of_weighting(site.name) and site.name.endswith((".law.loc", ".shift")):
             return at
         at += site.size
     names = [site.name for site in part.posterior.parameters.sites]

@@ -64,25 +64,34 @@ def policy(passage: Float[Tensor, "*condition step answer"]) -> Float[Tensor, "*
 
 
 def log_prob(
-    policy: Float[Tensor, "*#trial step 3"],
+    log_policy: Float[Tensor, "*#trial step 3"],
     step: Int[Tensor, "*#trial"],
     action: Int[Tensor, "*#trial"],
-) -> Float[Tensor, "*#trial"]:
+) -> Float[Tensor, "*trial"]:
     r""":math:`\sum_{k < n} \log π(\text{wait}|k) + \log π(a|n)`, of each trial.
 
     Args:
-        policy: of :func:`policy` or another maker of log probabilities: of each trial, or of all.
+        log_policy: of :func:`policy` or another maker of log probabilities: of each trial, or of
+            all; what is of one is of all.
         step: n, from 0, at which the behaviour ends.
         action: what is done there: 0, 1, or ``WAIT`` (2) where all ends without an answer.
+
+    Raises:
+        ValueError: a step that there is not.
 
     >>> log = policy(torch.tensor([[0.25, 0.25], [0.25, 0.0]]))
     >>> log_prob(log, torch.tensor(1), torch.tensor(0)).exp()    # G_0(1)
     tensor(0.2500)
     """
-    waited = torch.arange(policy.shape[-2], device=policy.device) < step[..., None]
-    before = torch.where(waited, policy[..., WAIT], 0.0).sum(-1)
-    here = step[..., None, None].expand(*step.shape, 1, policy.shape[-1])
-    last = policy.expand(*step.shape, *policy.shape[-2:]).gather(-2, here)[..., 0, :]
+    steps = log_policy.shape[-2]
+    if bool((wrong := (step < 0) | (step >= steps)).any()):
+        raise ValueError(f"got the step {int(step[wrong][0])}, wanted one from 0 to {steps - 1}")
+    trial = torch.broadcast_shapes(log_policy.shape[:-2], step.shape, action.shape)
+    log_policy = log_policy.expand(*trial, steps, 3)
+    step, action = step.expand(trial), action.expand(trial)
+    waited = torch.arange(steps, device=step.device) < step[..., None]
+    before = torch.where(waited, log_policy[..., WAIT], 0.0).sum(-1)
+    last = log_policy.gather(-2, step[..., None, None].expand(*trial, 1, 3))[..., 0, :]
     return before + last.gather(-1, action[..., None])[..., 0]
 
 
@@ -92,8 +101,8 @@ def unroll(
     """Step and action with which each trial ends.
 
     Args:
-        signed_rt: of :func:`~neurodiff.data.choice_rt.choice_rt`: + for answer 0 (upper), inf for
-            none within all steps.
+        signed_rt: of :func:`~neurodiff.data.choice_rt.choice_rt`, seconds: + for answer 0 (upper),
+            inf for none within all steps.
         width: Δ, seconds.
         steps: how many there are.
 

@@ -27,7 +27,7 @@ from torch.distributions import Bernoulli, Beta, Distribution, LogNormal, Normal
 from neurodiff.diffusion.law import Law
 
 _CELLS = 24  # of the time of a trial, in which a rat may stop
-_MATRIX = 1000 * _CELLS  # numbers: of a thousand trials what is heard until every such time
+_CLICKS = 1000 * 60  # numbers: of a thousand trials what is heard by every click
 
 
 class Clicks(nn.Module):
@@ -38,6 +38,7 @@ class Clicks(nn.Module):
         adapts: whether clicks adapt; without, C = 1.
         leaks: whether κ is learned; without, κ = 0.
 
+    Clicks are in the order of time; what fills up a shorter trial is at its end, on side 0.
     ``leak`` κ is per second: Normal(0, 3). ``adaptation`` φ: LogNormal(−1, 1); ``recovery`` τ in s:
     LogNormal(log 0.1, 1). ``click_noise`` σ_s, in clicks: LogNormal(0, 1); ``noise`` σ_a in clicks
     per √s: LogNormal(0, 1). ``bias`` b in clicks: Normal(0, 3). ``lapse``: Beta(1, 10), answered
@@ -74,7 +75,7 @@ class Clicks(nn.Module):
     def __init__(self, law: Law | None = None, adapts: bool = True, leaks: bool = True) -> None:
         super().__init__()
         self.law = law
-        self.cells = 0 if law is None else _MATRIX  # how many draws fit into memory
+        self.cells = _CLICKS  # how many draws fit into memory
         self.leak = nn.Parameter(torch.tensor(0.0), requires_grad=leaks)
         self.adaptation = nn.Parameter(torch.tensor(0.5 if adapts else 1.0), requires_grad=adapts)
         self.recovery = nn.Parameter(torch.tensor(0.1), requires_grad=adapts)
@@ -82,10 +83,29 @@ class Clicks(nn.Module):
         self.bias = nn.Parameter(torch.tensor(0.0))
         self.lapse = nn.Parameter(torch.tensor(0.05))
 
+    def prepare(self, trials: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Nothing, once clicks are in order.
+
+        Raises:
+            ValueError: a time that is not finite, or below the one before.
+        """
+        if "pulse_time" not in trials:  # rows of something that has its clicks elsewhere
+            return {}
+        time = trials["pulse_time"]
+        wrong = ~torch.isfinite(time) | torch.nn.functional.pad(time.diff(dim=1) < 0, (1, 0))
+        if wrong.any():
+            i, j = wrong.nonzero()[0].tolist()
+            raise ValueError(
+                f"pulse_time of trial {i}, click {j} (from 0), is {time[i, j].item():g} s after "
+                f"{time[i, max(j - 1, 0)].item():g} s: wanted clicks in the order of time, and "
+                "after the last one the duration of the trial, with pulse_side 0"
+            )
+        return {}
+
     def accumulated(
         self, trials: dict[str, Tensor], until: Float[Tensor, "trial time"]
     ) -> tuple[Float[Tensor, "trial time"], Float[Tensor, "trial time"]]:
-        """Mean a and variance V of what has been heard until each of some times.
+        """Mean a (clicks) and variance V (clicks²) of what is heard until some times (seconds).
 
         From click to click, and from the last one to the time asked for: nothing is as large as
         clicks times times, but which is the last.
@@ -121,7 +141,7 @@ class Clicks(nn.Module):
     def stops(
         self, trials: dict[str, Tensor]
     ) -> tuple[Float[Tensor, "trial stop"], Float[Tensor, "trial stop"]]:
-        """Times S until which is listened, the last the end of the trial, and P(S)."""
+        """Times S (s) until which is listened, the last the end of the trial, and P(S)."""
         end = trials["duration"][:, None]
         if self.law is None:
             return end, torch.ones_like(end)
@@ -130,16 +150,16 @@ class Clicks(nn.Module):
         mass = torch.cat([stopped[:, :1], stopped.diff(dim=1), 1 - stopped[:, -1:]], 1)
         return torch.cat([edges - 0.5 * end / _CELLS, end], 1), mass
 
-    def surely(
+    def z(
         self, trials: dict[str, Tensor], until: Float[Tensor, "trial time"]
     ) -> Float[Tensor, "trial time"]:
-        """(a + b)/√V of who listens until each of some times."""
+        """(a + b)/√V of who listens until each of some times (seconds)."""
         mean, variance = self.accumulated(trials, until)
         return (mean + self.bias.reshape(-1, 1)) / variance.sqrt()
 
     def forward(self, trials: dict[str, Tensor]) -> Distribution:
         """Of answering right, batch shape (trial,)."""
         until, mass = self.stops(trials)
-        p = (mass * 0.5 * torch.erfc(-math.sqrt(0.5) * self.surely(trials, until))).sum(1)
+        p = (mass * 0.5 * torch.erfc(-math.sqrt(0.5) * self.z(trials, until))).sum(1)
         p = 0.5 * self.lapse + (1 - self.lapse) * p
         return Bernoulli(probs=p, validate_args=False)

@@ -288,7 +288,11 @@ class Driven(nn.Module):
 
 
 def firing(rate: Tensor) -> Tensor:
-    """A rate in spikes/s, bent away from 0 where it is below a few."""
+    r"""A rate in spikes/s that is bent away from 0: :math:`2 \log(1 + e^{r/2})`.
+
+    >>> firing(torch.tensor([-20.0, 0.0, 40.0])).round(decimals=3)
+    tensor([ 0.0000,  1.3860, 40.0000])
+    """
     return _SMOOTH * torch.nn.functional.softplus(rate / _SMOOTH)
 
 

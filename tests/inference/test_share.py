@@ -163,7 +163,7 @@ def test_ways_that_are_the_same_are_left_out(two):
         ways(two[:1])
 
 
-def test_a_law_is_shared_wherever_it_stands():
+def test_the_law_of_a_measurement_is_shared():
     """Two tasks of orientation: the law of the measurement is one, contrasts and rules are not."""
     parts = []
     for i, task in enumerate("AB"):

@@ -124,3 +124,17 @@ def test_what_are_no_probabilities_is_refused(passage, said):
 def test_times_after_the_last_step_are_refused(time):
     with pytest.raises(ValueError, match="take more steps"):
         unroll(torch.tensor([0.2, time]), 0.1, 5)
+
+
+def test_what_is_of_one_is_of_all():
+    g = torch.Generator().manual_seed(0)
+    log_policy = torch.randn(4, 5, 3, generator=g).log_softmax(-1)
+    step, action = torch.tensor([0, 3, 4, 1]), torch.tensor([0, 1, 2, 1])
+    each = [log_prob(log_policy[i], step[i], action[0]) for i in range(4)]
+    assert torch.allclose(log_prob(log_policy, step, action[:1]), torch.stack(each))
+    each = [log_prob(log_policy[i], step[1], action[i]) for i in range(4)]
+    assert torch.allclose(log_prob(log_policy, step[1], action), torch.stack(each))
+    each = [log_prob(log_policy[0], step[i], action[i]) for i in range(4)]
+    assert torch.allclose(log_prob(log_policy[:1], step, action), torch.stack(each))
+    with pytest.raises(ValueError, match="got the step 5, wanted one from 0 to 4"):
+        log_prob(log_policy, step + 1, action)

@@ -74,7 +74,7 @@ def test_an_accumulator_that_stops_listening():
             time = fine * end
             cdf = law().cdf(torch.cat([time - 0.0005 * end, end]).log())
             until = torch.cat([time, end])[None]
-            heard = torch.special.ndtr(model.surely(one, until))[0]
+            heard = torch.special.ndtr(model.z(one, until))[0]
             p = (torch.cat([cdf.diff(), 1 - cdf[-1:]]) * heard).sum()
             wanted = 0.03 + 0.94 * p
             # cells of a 24th of the trial, in which a click may come: about a hundredth
@@ -118,3 +118,34 @@ def test_gradients_are_those_of_differences_also_where_the_leak_is_none():
         return torch.func.functional_call(model, dict(zip(names, p, strict=True)), (shown,)).probs
 
     assert torch.autograd.gradcheck(probabilities, values)
+
+
+def test_what_is_heard_by_any_time_is_the_sum_over_clicks():
+    shown, model = trials(4), rat()
+    until = torch.tensor([0.0, 0.11, 0.27, 0.6]).expand(4, 4)
+    mean, variance = model.accumulated(shown, until)
+    for i in range(4):
+        clicks = list(zip(shown["pulse_time"][i].tolist(), shown["pulse_side"][i].tolist(),
+                          strict=True))  # fmt: skip
+        for k, t in enumerate(until[0].tolist()):
+            c, last, a, v = 1.0, None, 0.0, 1.2**2 * math.expm1(-3.0 * t) / -3.0
+            for at, s in clicks:
+                if s == 0 or at > t:
+                    break
+                if last not in (None, at):
+                    c = 1 - (1 - 0.4 * c) * math.exp(-(at - last) / 0.08)
+                kept, last = c * math.exp(-1.5 * (t - at)), at
+                a, v = a + s * kept, v + 0.7**2 * kept**2
+            assert mean[i, k].item() == pytest.approx(a, abs=1e-5)
+            assert variance[i, k].item() == pytest.approx(v, abs=1e-5)
+
+
+def test_clicks_are_in_order():
+    shown = trials(3)
+    shown["pulse_time"][1, 4], shown["pulse_time"][1, 5] = 0.2, 0.0
+    with pytest.raises(ValueError, match=r"trial 1, click 5.* pulse_side 0"):
+        rat().prepare(shown)
+    shown = trials(3)
+    shown["pulse_time"][1, 11] = float("inf")
+    with pytest.raises(ValueError, match=r"trial 1, click 11"):
+        rat().prepare(shown)

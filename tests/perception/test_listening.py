@@ -109,8 +109,8 @@ def test_a_drive_that_is_learned_is_the_drive_of_its_parameters():
     clicks, knots = rat().double(), torch.tensor([0.0, 0.2, 0.5]).double()
     table = heard_given_choice(clicks, shown, time).detach()
     data = rows(torch.arange(16.0))
-    learned = join(Listening(Heard(clicks, shown, time), 0.025, knots), data)
-    known = join(Listening(Known(table), 0.025, knots), data)
+    learned = join(Listening(Heard(clicks, shown, 0.025), knots), data)
+    known = join(Listening(Known(table, 0.025), knots), data)
     assert learned.posterior.size == known.posterior.size + 7
     names = [s.name for s in known.pooled.sites]
     u = learned.posterior.parameters.constrain(learned.start)
@@ -119,9 +119,28 @@ def test_a_drive_that_is_learned_is_the_drive_of_its_parameters():
     assert torch.allclose(a, b)
 
 
+def test_parameters_of_each_trial_are_those_of_all():
+    shown = {n: v.expand(25, *v.shape[1:]).double() for n, v in trial().items()}
+    model, apart = (rat(nd.laws.Logistic(-1.0, 0.4)).double() for _ in range(2))
+    for name in VALUES:
+        own = apart.get_parameter(name)
+        own.data = own.data.expand(25).clone()
+    a, b = (heard_given_choice(m, shown, TIME.double()) for m in (model, apart))
+    assert torch.allclose(a, b)
+
+
+def test_a_trial_or_neuron_that_there_is_not():
+    model = Listening(Known(torch.zeros(2, 9, 2), 0.05), torch.tensor([0.0, 0.4]))
+    for name, value in (("number", 2.0), ("number", -1.0), ("neuron", 1.0)):
+        data = rows(torch.zeros(16))
+        data[name][3] = value
+        with pytest.raises(ValueError, match=rf"{name} is {value:g} in row 3 .* from 0 to"):
+            join(model, data)
+
+
 def test_a_latency_shifts_and_a_gain_of_zero_leaves_the_neuron_alone():
     table = torch.stack([torch.arange(9.0), -torch.arange(9.0)], -1)[None]
-    model = Listening(Known(table), 0.05, torch.tensor([0.0, 0.2, 0.4]))
+    model = Listening(Known(table, 0.05), torch.tensor([0.0, 0.2, 0.4]))
     model.base.data.fill_(40.0)
     shown = {n: torch.as_tensor(v.values).float() for n, v in rows(torch.zeros(16)).items()}
     model.latency.data.fill_(0.05)
