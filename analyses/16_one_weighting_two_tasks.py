@@ -205,7 +205,7 @@ def table():
         row["share k_hat > .7, fit"] = (own["k_hat"] > 0.7).mean()
         row |= {f"share k_hat > .7, {k}": own[f"k_hat_{k}"].mean() for k in ("refit", "carried")}
         row["seconds"] = own.groupby("experiment")["seconds"].first().sum()
-        law = name not in ("power + floor", "power", "free levels", "power + floor, oblique")
+        law = name in LAWS
         row["verdict"] = (
             verdict(row["transfer - floor"], row["transfer - floor, SE"]) if law else ""
         )

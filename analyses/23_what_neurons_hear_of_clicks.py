@@ -43,7 +43,7 @@ from neurodiff.inference.optimise import minimise
 from neurodiff.inference.posterior import on_one_thread
 from neurodiff.inference.priors import Pooled, sites
 from neurodiff.inference.stack import stack
-from neurodiff.inference.transfer import carry
+from neurodiff.inference.transfer import carry, fit_parts
 from neurodiff.perception.clicks import Clicks
 from neurodiff.perception.listening import Heard, Known, Listening, heard_given_choice
 
@@ -114,12 +114,9 @@ def rats():
 
 def from_choices(model, data, some):
     """Posterior draws of an accumulator by the choices of some trials, by name."""
-    one = data[[*Clicks.requires, "choice"]].isel(trial=some)
-    fit = nd.fit(model, one, nd.Laplace(draws=200), seed=0)
-    p = fit["posterior"].to_dataset().stack(sample=("chain", "draw"))
-    pick = np.linspace(0, p.sizes["sample"] - 1, FEW).astype(int)
-    learned = {n for n, v in model.named_parameters() if v.requires_grad}
-    return {n: torch.tensor(p[n].values[pick]) for n in learned}
+    bound = join(model, data[[*Clicks.requires, "choice"]].isel(trial=some))
+    fitted = fit_parts([bound.posterior], DRAWS)
+    return {n: v[0] for n, v in fitted.sampled(FEW, 0).items()}
 
 
 def drive(model, draws, data):
