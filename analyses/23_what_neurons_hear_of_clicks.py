@@ -7,16 +7,16 @@
 # with its parameters from spikes, with a law of stopping to listen, the choice alone, the clicks
 # alone, the clicks of another trial. Then the other way: an accumulator of spikes alone against
 # held-out choices; and the choice read from the spikes of its own trial. Each is scored on its own
-# data, in nats, five folds over trials; a drive is the mean over posterior draws by choices, or
-# that of the mode by spikes; a neuron's own rate, course of time, gain and latency are learned on
-# training trials, row by row.
+# data, in nats, five folds over trials; a drive is that of the mode; a neuron's own rate, course of
+# time, gain and latency are learned on training trials, row by row.
 #
 # Beside the rat stand simulated ones, of its own parameters, its clicks and as many neurons and
 # trials: whose neurons follow the accumulator, and one of which half have stopped by .35 s.
 #
 #     python analyses/23_what_neurons_hear_of_clicks.py [--fit]
 #
-# Without `--fit` the figure is made from `results/23_*`. With it all is fitted.
+# Without `--fit` the figure is made from `results/23_*`. With it all is fitted, in half an hour;
+# folds that are done are not done again.
 
 # %%
 import argparse
@@ -113,26 +113,28 @@ def rats():
 
 
 def from_choices(model, data, some):
-    """Posterior draws of an accumulator by the choices of some trials, by name."""
+    """Posterior draws of an accumulator by the choices of some trials, by name, and its mode."""
     bound = join(model, data[[*Clicks.requires, "choice"]].isel(trial=some))
     fitted = fit_parts([bound.posterior], DRAWS)
-    return {n: v[0] for n, v in fitted.sampled(FEW, 0).items()}
+    mode = bound.pooled.constrain(fitted.modes.u)
+    return {n: v[0] for n, v in fitted.sampled(FEW, 0).items()}, mode
 
 
-def drive(model, draws, data):
-    """D of every trial, the mean over draws of an accumulator's parameters."""
-    own, total = copy.deepcopy(model).double(), 0.0
+def drive(model, mode, data):
+    """D of every trial at the mode of an accumulator's parameters.
+
+    Not its mean over draws: in some of these clicks grow and grow, which would be all of it.
+    """
+    own = copy.deepcopy(model).double()
+    for name, value in mode.items():
+        own.get_parameter(name).data.copy_(value[0])
     with torch.no_grad():
-        for i in range(len(draws["bias"])):
-            for name, value in draws.items():
-                own.get_parameter(name).data.copy_(value[i])
-            total = total + heard_given_choice(own, shown(data), TIME)
-    return total / len(draws["bias"])
+        return heard_given_choice(own, shown(data), TIME)
 
 
-def alone(draws):
+def alone(mode):
     """The same parameters where choices say nothing of the path."""
-    return draws | {"lapse": torch.ones_like(draws["lapse"])}
+    return mode | {"lapse": torch.ones_like(mode["lapse"])}
 
 
 def mean_of_choice(table, data, some):
@@ -257,17 +259,18 @@ def one_fold(data, neurons, fold, k, rat):
     some, out = fold != k, fold == k
     right, models = data["choice"].values[out] == 1, rats()
     simulated = rat != "rat"
-    spikes, choices, found = {}, {}, {}
+    spikes, choices, found, modes = {}, {}, {}, {}
     for name in models if not simulated else ("adapts", STOPS):
-        own = found[name, "choices"] = from_choices(models[name], data, some)
+        own, modes[name] = from_choices(models[name], data, some)
+        found[name, "choices"] = own
         p = chances(models[name], own, data)[out]
         choices[name, "choices"] = np.log(np.where(right, p, 1 - p))
-        spikes[name, "choices"] = drive(models[name], own, data)
+        spikes[name, "choices"] = drive(models[name], modes[name], data)
     table, read_out = spikes["adapts", "choices"], found["adapts", "choices"]
     spikes |= {
         ("no drive", ""): torch.zeros_like(table),
         ("the choice alone", "choices"): mean_of_choice(table, data, some),
-        ("the clicks alone", "choices"): drive(models["adapts"], alone(read_out), data),
+        ("the clicks alone", "choices"): drive(models["adapts"], alone(modes["adapts"]), data),
     }
     p = np.full(len(right), data["choice"].values[some].mean())
     choices["no stimulus", ""] = np.log(np.where(right, p, 1 - p))
@@ -332,11 +335,11 @@ def swapped(rows, data, seed):
 def simulate(data, neurons, fold, law, seed):
     """The choices and spikes of a rat of these parameters whose neurons follow its accumulator."""
     everything = np.ones(len(fold), bool)
-    draws = from_choices(rats()["adapts"], data, everything)
+    mode = from_choices(rats()["adapts"], data, everything)[1]
     model = Clicks(law, leaks=False).double()
-    for name, value in draws.items():
-        model.get_parameter(name).data.fill_(float(value.mean()))
-    _, found, joint = by_drive(drive(rats()["adapts"], draws, data), neurons, fold, -1)
+    for name, value in mode.items():
+        model.get_parameter(name).data.copy_(value[0])
+    _, found, joint = by_drive(drive(rats()["adapts"], mode, data), neurons, fold, -1)
     own = joint.parameters.constrain(found.resample(200, torch.Generator().manual_seed(2)))
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -389,8 +392,8 @@ def run():
 
 def tuning(data, neurons, fold, cells=8):
     """Spikes/s of each neuron, beyond its own course, by what has accumulated a latency before."""
-    draws = from_choices(rats()["adapts"], data, np.ones(len(fold), bool))
-    table = drive(rats()["adapts"], draws, data)
+    mode = from_choices(rats()["adapts"], data, np.ones(len(fold), bool))[1]
+    table = drive(rats()["adapts"], mode, data)
     _, found, joint = by_drive(table, neurons, fold, -1)
     own, out = joint.parameters.constrain(found.resample(200, torch.Generator().manual_seed(2))), []
     for i, rows in enumerate(neurons):
@@ -503,20 +506,20 @@ def figure():
         for j, (rat, colour) in enumerate(COLOURS.items()):
             own = found[found["rat"] == rat].set_index(key).reindex(list(rows))
             y = np.arange(len(rows))[::-1] + 0.22 * (1 - j)
-            label = rat if rat == "rat" else f"simulated, {rat}"
+            label = {"rat": "rat", "stops listening": "simulated, stops"}.get(rat, "simulated")
             ax.errorbar(own["difference"], y, xerr=2 * own["se"], fmt="osD"[j], ms=2.5, lw=0.7,
                         color=colour, label=label)  # fmt: skip
         ax.axvline(0, lw=0.6, color="grey")
         ax.set_yticks(np.arange(len(rows))[::-1], list(rows.values()), fontsize=6)
-        ax.set_xlabel(f"held-out {name}: nats over\nadapts, from choices (bars 2 s.e.)")
-    axes[1].legend(frameon=False, fontsize=5, loc="lower left")
+        ax.set_xlabel(f"held-out {name}: nats over\nadapts, choices (± 2 SE)")
+    axes[1].legend(frameon=False, fontsize=5, loc="center left", bbox_to_anchor=(0, 0.52))
     for kind in ("png", "pdf"):
         fig.savefig(FIGURES / f"23_neurons_and_clicks.{kind}", dpi=300)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="What neurons hear of the clicks")
-    parser.add_argument("--fit", action="store_true", help="fit anew (over an hour)")
+    parser.add_argument("--fit", action="store_true", help="fit anew (half an hour)")
     if parser.parse_args().fit:
         run()
     figure()
