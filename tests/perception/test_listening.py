@@ -145,6 +145,9 @@ def test_a_latency_shifts_and_a_gain_of_zero_leaves_the_neuron_alone():
     shown = {n: torch.as_tensor(v.values).float() for n, v in rows(torch.zeros(16)).items()}
     model.latency.data.fill_(0.05)
     early = model(shown).rate
+    # D of a right choice .125 s in is 2.5, of a left one -2.5; a gain of one spike/s
+    assert early[3].item() == pytest.approx(0.05 * 42.5, abs=1e-3)
+    assert early[11].item() == pytest.approx(0.05 * 37.5, abs=1e-3)
     model.latency.data.fill_(0.1)
     later = model(shown).rate
     assert torch.allclose(later[2:8], early[1:7])
