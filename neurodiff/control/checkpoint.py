@@ -19,16 +19,15 @@ import torch
 from neurodiff.control import without_extra
 
 try:
-    from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
     from stable_baselines3.common.vec_env import VecNormalize
 except ModuleNotFoundError as error:
     raise without_extra(error) from error
 
-from neurodiff.control.files import below, moments, read, remember, resume, write
+from neurodiff.control.files import Resuming, below, moments, read, remember, resume, write
 
 
-class Checkpoint(BaseCallback):
+class Checkpoint(Resuming):
     """Keeps a run, and goes on from what is kept: ``agent.learn(steps, callback=Checkpoint(p))``.
 
     The same call begins a run, and after a kill goes on with it.
@@ -42,28 +41,10 @@ class Checkpoint(BaseCallback):
     """
 
     def __init__(self, path: Path, every: int = 20_000) -> None:
-        super().__init__()
-        self.path, self.every, self.last = Path(path), every, 0
+        super().__init__(path, every, save, restore, _cut)
 
-    def _on_training_start(self) -> None:
-        agent = _on_policy(self.model)
-        if self.path.exists():
-            restore(agent, self.path)
-            _cut(agent)
-        self.last = agent.num_timesteps
-
-    def _on_rollout_start(self) -> None:
-        agent = _on_policy(self.model)
-        if agent.num_timesteps >= self.last + self.every:
-            save(agent, self.path)
-            _cut(agent)
-            self.last = agent.num_timesteps
-
-    def _on_step(self) -> bool:
-        return True
-
-    def _on_training_end(self) -> None:
-        save(_on_policy(self.model), self.path)
+    def _init_callback(self) -> None:
+        _on_policy(self.model)
 
 
 def save(agent: OnPolicyAlgorithm, path: Path) -> None:

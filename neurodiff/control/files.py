@@ -9,7 +9,7 @@ it, :mod:`~neurodiff.control.checkpoint` and :mod:`~neurodiff.control.kept`.
 import json
 import os
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,46 @@ from neurodiff.control import without_extra
 
 try:
     from stable_baselines3.common.base_class import BaseAlgorithm
+    from stable_baselines3.common.callbacks import BaseCallback
 except ModuleNotFoundError as error:
     raise without_extra(error) from error
+
+
+class Resuming(BaseCallback):
+    """Keeps a run as it goes, and begins with what is kept.
+
+    Args:
+        path: of the file, written aside and renamed.
+        every: environment steps from one file to the next, at the least.
+        save: of an agent, into a file.
+        restore: an agent, from it.
+        cut: where a file was written or read, makes environments follow from what is in it.
+    """
+
+    def __init__(
+        self, path: Path, every: int, save: Callable, restore: Callable, cut: Callable
+    ) -> None:
+        super().__init__()
+        self.path, self.every, self.last = Path(path), every, 0
+        self.save, self.restore, self.cut = save, restore, cut
+
+    def _on_training_start(self) -> None:
+        if self.path.exists():
+            self.restore(self.model, self.path)
+            self.cut(self.model)
+        self.last = self.model.num_timesteps
+
+    def _on_rollout_start(self) -> None:
+        if self.model.num_timesteps >= self.last + self.every:
+            self.save(self.model, self.path)
+            self.cut(self.model)
+            self.last = self.model.num_timesteps
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_training_end(self) -> None:
+        self.save(self.model, self.path)
 
 
 def write(

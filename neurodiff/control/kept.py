@@ -19,14 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neurodiff.control import without_extra
-
-try:
-    from stable_baselines3.common.callbacks import BaseCallback
-except ModuleNotFoundError as error:
-    raise without_extra(error) from error
-
-from neurodiff.control.files import below, moments, read, remember, resume, write
+from neurodiff.control.files import Resuming, below, moments, read, remember, resume, write
 
 if TYPE_CHECKING:
     from neurodiff.control.imitation import Imitation
@@ -34,7 +27,7 @@ if TYPE_CHECKING:
 _KEPT = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
 
 
-class Keep(BaseCallback):
+class Keep(Resuming):
     """Keeps a run, and goes on from what is kept: ``agent.learn(steps, callback=Keep(path))``.
 
     The same call begins a run, and after a kill goes on with it.
@@ -47,29 +40,8 @@ class Keep(BaseCallback):
         ValueError: at the start of learning, a file that is not whole or of another run.
     """
 
-    model: "Imitation"  # pyright: ignore
-
     def __init__(self, path: Path, every: int = 2_000) -> None:
-        super().__init__()
-        self.path, self.every, self.last = Path(path), every, 0
-
-    def _on_training_start(self) -> None:
-        if self.path.exists():
-            restore(self.model, self.path)
-            _cut(self.model)
-        self.last = self.model.num_timesteps
-
-    def _on_rollout_start(self) -> None:
-        if self.model.num_timesteps >= self.last + self.every:
-            save(self.model, self.path)
-            _cut(self.model)
-            self.last = self.model.num_timesteps
-
-    def _on_step(self) -> bool:
-        return True
-
-    def _on_training_end(self) -> None:
-        save(self.model, self.path)
+        super().__init__(path, every, save, restore, _cut)
 
 
 def save(agent: "Imitation", path: Path) -> None:
