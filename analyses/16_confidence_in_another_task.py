@@ -7,9 +7,10 @@
 # own for each person and level. `curves` has what the figure of `16_one_weighting_two_tasks.py`
 # shows: answers and predictions by orientation, and where choices say what w is.
 #
-#     python analyses/16_confidence_in_another_task.py                      (half an hour on a core)
+#     python analyses/16_confidence_in_another_task.py [--workers 2]
 
 # %%
+import argparse
 import time
 from dataclasses import replace
 
@@ -34,11 +35,16 @@ from two_tasks import (
 
 from neurodiff.inference.join import bind, join
 from neurodiff.inference.laplace import find_modes
+from neurodiff.inference.pool import workers
 from neurodiff.inference.posterior import on_one_thread
 from neurodiff.inference.stack import stack
 from neurodiff.inference.transfer import carry, fit_parts, held_out, over_draws
 from neurodiff.perception.confidence import Cuts, Reports, reported
 from neurodiff.perception.measurement import Free
+
+# the slowest first
+NAMES = ("logistic", "flow-matching", "variable precision", "power + floor",
+         "ordinal probit per level")  # fmt: skip
 
 
 # %%
@@ -60,47 +66,47 @@ def ordinal(parts, fold):
         for level in range(6):
             here = fold[i][: data.sizes["trial"]][data["level"].values == level]
             own[6 * i + level, : len(here)] = here
-    elpd, k_hat = held_out(fit_parts(each, MORE), own)
+    elpd, k_hat = held_out(fit_parts(each, DRAWS), own)
     return elpd.sum(1).reshape(-1, 6).sum(1).numpy(), (k_hat > 0.7).reshape(len(parts), -1).mean(1)
 
 
-def confidence():
+@on_one_thread
+def reports(name, part):
+    """The people of an experiment: reports of B by what is measured in A, and refitted."""
+    began = time.process_time()
+    parts, who = next(e[1:] for e in experiments() if e[0] == part)
+    parts = {task: [reported(data) for data in own] for task, own in parts.items()}
+    fold = folds(parts["B"])
+    trials = [len(p["level"]) for p in parts["B"]]
+    frame = {"row": name, "experiment": part, "person": who, "trials": trials}
+    if name.startswith("ordinal"):
+        frame["refit"], frame["k_hat_refit"] = ordinal(parts["B"], fold)
+    else:
+        onto = bound(parts["B"], ROWS[name], "cut-points", "B", carried=True)
+        for source, rule in (("choices", "linear"), ("reports", "cut-points")):
+            draws = DRAWS if rule == "linear" else MORE
+            fitted = fit_parts(bound(parts["A"], ROWS[name], rule, "A"), draws)
+            each, k_hat = carry(measured(fitted, CARRIED // 3), onto, fold, 2 * PROPOSED)
+            frame[f"from {source}"], frame[f"noise from {source}"] = over_draws(each)
+            frame[f"k_hat from {source}"] = (k_hat > 0.7).mean((0, 2))
+            frame[f"k_hat of {source}"] = fitted.draws.k_hat.numpy()
+        refit = fit_parts(bound(parts["B"], ROWS[name], "cut-points", "B"), DRAWS)
+        elpd, k_hat = held_out(refit, fold, MORE // 4)
+        frame["refit"], frame["k_hat_refit"] = elpd.sum(1).numpy(), (k_hat > 0.7).mean(1)
+    return pd.DataFrame(frame | {"seconds": time.process_time() - began})
+
+
+def confidence(count):
     """Reports of B, by what is measured in A's choices, or in its choices and confidence."""
     path, keys = RESULTS / "16_confidence.csv", ("row", "experiment")
-    for name in ("power + floor", "logistic", "ordinal probit per level", "variable precision"):
-        for part, parts, who in experiments():
-            old, done = saved(path, keys)
-            if (name, part) in done:
-                continue
-            parts = {task: [reported(d) for d in own] for task, own in parts.items()}
-            fold, began = folds(parts["B"]), time.process_time()
-            trials = [len(p["level"]) for p in parts["B"]]
-            frame = {"row": name, "experiment": part, "person": who, "trials": trials}
-            if name.startswith("ordinal"):
-                frame["refit"], frame["k_hat_refit"] = ordinal(parts["B"], fold)
-            else:
-                onto = bound(parts["B"], ROWS[name], "cut-points", "B", carried=True)
-                for source, rule in (("choices", "linear"), ("reports", "cut-points")):
-                    draws = DRAWS if rule == "linear" else MORE
-                    fitted = fit_parts(bound(parts["A"], ROWS[name], rule, "A"), draws)
-                    values = measured(fitted, CARRIED // 3)
-                    each, k_hat = carry(values, onto, fold, 4 * PROPOSED)
-                    frame[f"from {source}"], frame[f"noise from {source}"] = over_draws(each)
-                    frame[f"k_hat from {source}"] = (k_hat > 0.7).mean((0, 2))
-                    frame[f"k_hat of {source}"] = fitted.draws.k_hat.numpy()
-                refit = fit_parts(bound(parts["B"], ROWS[name], "cut-points", "B"), MORE)
-                elpd, k_hat = held_out(refit, fold)
-                frame["refit"], frame["k_hat_refit"] = elpd.sum(1).numpy(), (k_hat > 0.7).mean(1)
-            frame = pd.DataFrame(frame | {"seconds": time.process_time() - began})
-            table = frame if old.empty else pd.concat([old, frame], ignore_index=True)
-            table.to_csv(path, index=False, float_format="%.6g")
-            print(
-                "confidence",
-                name,
-                part,
-                frame.filter(regex="from|refit").sum().to_dict(),
-                flush=True,
-            )
+    old, done = saved(path, keys)
+    plan = [(n, part) for n in NAMES for part in ("expt1", "expt2") if (n, part) not in done]
+    with workers(count) as pool:
+        for frame in (pool.map if pool else map)(reports, *zip(*plan, strict=True)):
+            old = frame if old.empty else pd.concat([old, frame], ignore_index=True)
+            old.to_csv(path, index=False, float_format="%.6g")
+            sums = frame.filter(regex="from|refit").sum().round(1).to_dict()
+            print(*frame.loc[0, list(keys)], sums, flush=True)
 
 
 # %%
@@ -173,5 +179,7 @@ def curves():
 
 
 if __name__ == "__main__":
-    on_one_thread(confidence)()
+    parser = argparse.ArgumentParser(description="Does a weighting predict confidence?")
+    parser.add_argument("--workers", type=int, default=2)
+    confidence(parser.parse_args().workers)
     on_one_thread(curves)()

@@ -26,13 +26,13 @@
 
 # %%
 import argparse
-import time
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from policies import as_high, returns, trained
 
 import neurodiff as nd
 from neurodiff import panels
@@ -41,14 +41,15 @@ HERE = Path(__file__).parent
 RESULTS, FIGURES = HERE / "results", HERE.parent / "paper" / "figures"
 RUNS = HERE.parent / "runs" / "policy"
 STEPS = {"pendulum": 100_000, "cheetah": 80_000, "goals": 60_000, "longer": 150_000}
-SEEDS = {"pendulum": 5, "cheetah": 3, "goals": 10, "longer": 5}
+SEEDS = {"pendulum": 5, "cheetah": 5, "goals": 10, "longer": 5}
 ROOMS = ("goals", "longer")  # both are the room with two goals
 KINDS = {
     "pendulum": ("ppo", "fpo"),
-    "cheetah": ("flow-eps", "flow-matching", "elbo", "elbo, sum", "ppo"),
+    "cheetah": ("flow-matching, lower", "elbo, lower", "flow-eps", "flow-matching", "elbo", "ppo",
+                "elbo, sum"),
     "goals": ("ppo", "fpo"),
-    "longer": ("ppo", "flow-matching", "flow-eps"),
-}
+    "longer": ("flow-matching, lower", "flow-eps, higher", "ppo", "flow-matching", "flow-eps"),
+}  # fmt: skip
 KEPT = 0.1  # both goals are, where the rarer has so much of the ends
 STYLE = {  # colour, line, marker, name
     "ppo": (panels.ORANGE, "--", "o", "PPO"),
@@ -60,6 +61,15 @@ THIRD = 1 / 3  # of the range of an action: above it up, below its negative down
 
 
 # %%
+def weighting(kind):
+    """w by the name of a row."""
+    name, _, change = kind.partition(", ")
+    w = nd.weighting("flow-eps" if name == "fpo" else name)
+    if change == "lower":
+        return as_high(w)
+    return as_high(w, "flow-matching") if change == "higher" else w
+
+
 def agent(part, kind, seed):
     """An algorithm with its environments; what is not said is its default."""
     from stable_baselines3 import PPO
@@ -81,37 +91,13 @@ def agent(part, kind, seed):
         common |= {"n_steps": 64, "learning_rate": 1e-3, "gamma": 0.5}
         if kind == "ppo":
             return PPO("MlpPolicy", env, **common)
-        weighting = nd.weighting("flow-eps" if kind == "fpo" else kind)
-        return FPO("MlpPolicy", env, weighting=weighting, **common)
+        return FPO("MlpPolicy", env, weighting=weighting(kind), **common)
     env = VecNormalize(make_vec_env("HalfCheetah-v5", 8, seed=seed), gamma=0.99)
     common |= {"n_steps": 256, "batch_size": 256, "learning_rate": 1e-3}
     if kind == "ppo":
         return PPO("MlpPolicy", env, **common)
-    name, _, total = kind.partition(", ")
-    return FPO("MlpPolicy", env, weighting=nd.weighting(name),
-               mean_over_dimensions=not total, **common)  # fmt: skip
-
-
-def follow(part):
-    """A callback that notes the return along the way, and the middle of the room."""
-    from stable_baselines3.common.callbacks import BaseCallback
-
-    class Follow(BaseCallback):
-        def __init__(self):
-            super().__init__()
-            self.rows = []
-
-        def _on_step(self):
-            return True
-
-        def _on_rollout_end(self):
-            done = [e["r"] for e in self.model.ep_info_buffer]
-            row = {"steps": self.num_timesteps, "return": np.mean(done[-20:]) if done else np.nan}
-            if part in ROOMS:
-                row |= middle(self.model, 200, seed=1)[0]
-            self.rows.append(row)
-
-    return Follow()
+    return FPO("MlpPolicy", env, weighting=weighting(kind),
+               mean_over_dimensions="sum" not in kind, **common)  # fmt: skip
 
 
 def middle(model, episodes, seed):
@@ -138,23 +124,17 @@ def middle(model, episodes, seed):
 
 
 def evaluated(part, model, seed):
-    """Returns of new episodes, by draws and by the one action that is no draw."""
+    """New episodes: where they end in the room, else their returns."""
     from stable_baselines3.common.env_util import make_vec_env
-    from stable_baselines3.common.evaluation import evaluate_policy
 
     if part in ROOMS:
-        found, first = middle(model, 2000, seed=10_000 + seed)
-        return found, first
+        return middle(model, 2000, seed=10_000 + seed)
     env = model.get_env()
     if part == "pendulum":
-        env, count = make_vec_env("Pendulum-v1", 10, seed=10_000 + seed), 100
-    else:
-        env.training, env.norm_reward, count = False, False, 16
-        env.seed(10_000 + seed)
-    found = {}
-    for name, sure in (("draws", False), ("sure", True)):
-        found[name], found[f"{name} sd"] = evaluate_policy(model, env, count, deterministic=sure)
-    return found, None
+        return returns(model, make_vec_env("Pendulum-v1", 10, seed=10_000 + seed), 100), None
+    env.training, env.norm_reward = False, False
+    env.seed(10_000 + seed)
+    return returns(model, env, 16), None
 
 
 def run():
@@ -166,9 +146,9 @@ def run():
                 stem = RUNS / f"{part}-{kind}-{seed}".replace(", ", "-").replace(" ", "_")
                 if stem.with_suffix(".csv").exists():
                     continue
-                start, model, curve = time.perf_counter(), agent(part, kind, seed), follow(part)
-                model.learn(STEPS[part], callback=curve)
-                seconds = time.perf_counter() - start
+                model = agent(part, kind, seed)
+                note = (lambda m: middle(m, 200, seed=1)[0]) if part in ROOMS else None
+                seconds, curve = trained(model, STEPS[part], note)
                 found, first = evaluated(part, model, seed)
                 own = {"part": part, "kind": kind, "seed": seed}
                 if first is not None:
@@ -177,7 +157,7 @@ def run():
                     rows.assign(**own).to_csv(
                         stem.with_suffix(".first.csv"), index=False, float_format="%.4g"
                     )
-                pd.DataFrame([own | row for row in curve.rows]).to_csv(
+                pd.DataFrame([own | row for row in curve]).to_csv(
                     stem.with_suffix(".curves.csv"), index=False, float_format="%.4g"
                 )
                 row = own | {"steps": model.num_timesteps, "seconds": seconds} | found

@@ -32,13 +32,13 @@
 
 # %%
 import argparse
-import time
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from policies import as_high, of_velocity, returns, trained
 
 import neurodiff as nd
 from neurodiff import panels
@@ -75,53 +75,22 @@ def weighting(kind):
         loc, scale = people()
         law = nd.laws.Logistic(0.0 if change == "at 0" else loc, scale)
         w = nd.SurvivalWeighting(law).requires_grad_(False)
-    if change != "lower":
-        return w
-    height = mean_weight(nd.weighting("flow-eps")) / mean_weight(w)
-    return lambda logsnr: height * w(logsnr)
-
-
-def of_velocity(w, logsnr):
-    """What w is as a weight of |û − u|², times uniform on the straight path: ε̂ − ε = (1 − t)(û − u)
-    and 1/p = 2/(t(1 − t)), e^{λ/2} = (1 − t)/t."""
-    return w(logsnr) * torch.exp(0.5 * logsnr)
-
-
-def mean_weight(w):
-    """Over t, by the midpoint rule."""
-    t = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
-    return of_velocity(w, nd.schedule("flow").logsnr(t)).mean().item()
+    return as_high(w) if change == "lower" else w
 
 
 def one(kind, seed):
     """A policy trained as in analysis 19, and the returns of new episodes and along the way."""
-    from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.env_util import make_vec_env
-    from stable_baselines3.common.evaluation import evaluate_policy
 
     from neurodiff.control.fpo import FPO
 
-    class Follow(BaseCallback):
-        rows = ()
-
-        def _on_step(self):
-            return True
-
-        def _on_rollout_end(self):
-            some = [e["r"] for e in self.model.ep_info_buffer][-20:]
-            row = {"kind": kind, "seed": seed, "steps": self.num_timesteps}
-            self.rows = (*self.rows, row | {"return": np.mean(some)})
-
-    env, start, follow = make_vec_env("Pendulum-v1", 4, seed=seed), time.perf_counter(), Follow()
+    env, own = make_vec_env("Pendulum-v1", 4, seed=seed), {"kind": kind, "seed": seed}
     model = FPO("MlpPolicy", env, weighting=weighting(kind), n_steps=1024, gamma=0.9,
                 learning_rate=1e-3, seed=seed, device="cpu")  # fmt: skip
-    model.learn(STEPS, callback=follow)
-    row = {"kind": kind, "seed": seed, "steps": model.num_timesteps}
-    row["seconds"] = time.perf_counter() - start
-    new = make_vec_env("Pendulum-v1", 10, seed=10_000 + seed)
-    for name, sure in (("draws", False), ("sure", True)):
-        row[name], row[f"{name} sd"] = evaluate_policy(model, new, EPISODES, deterministic=sure)
-    return row, follow.rows
+    seconds, curve = trained(model, STEPS)
+    row = own | {"steps": model.num_timesteps, "seconds": seconds}
+    row |= returns(model, make_vec_env("Pendulum-v1", 10, seed=10_000 + seed), EPISODES)
+    return row, [own | c for c in curve]
 
 
 def run():

@@ -21,7 +21,7 @@ from neurodiff.perception.orientation import Categorise, of_task, strengths
 RESULTS = Path(__file__).parent / "results"
 NAME = "adler2018-orientation-confidence"
 FOLDS, DRAWS, CARRIED, PROPOSED = 5, 200, 24, 40
-MORE = 1500  # draws where there are twenty parameters
+MORE = 400  # draws where there are twenty parameters
 
 
 def logistic(scale=None):

@@ -8,8 +8,7 @@ r"""What is learned from one read-out predicts another: parameters carried, the 
     T = \frac{\text{transfer} - \text{constant}}{\text{refit} - \text{constant}}
 
 θ comes from read-out A alone: B never changes it. φ, what the read-outs do not share (a rule, a
-lapse), is learned from B's training trials. Folds share their draws, each weighted by the
-likelihood of what it trains on; parts (people) are a batch of problems.
+lapse), is learned from B's training trials. Parts (people) are a batch of problems.
 """
 
 import math
@@ -69,24 +68,30 @@ def fit_parts(
 
 
 def held_out(
-    fitted: Fitted, fold: Int[Tensor, "part trial"]
+    fitted: Fitted, fold: Int[Tensor, "part trial"], draws: int = 60, seed: int = 0
 ) -> tuple[Float[Tensor, "part trial"], Float[np.ndarray, "part fold"]]:
     """Log predictive density of each trial given the other folds, and the k̂ of each fold.
 
-    A trial that only fills up a shorter part has 0.
+    Folds have modes and draws of their own: by draws of the whole, however weighted, a trial is
+    told something of itself (half a nat a person with seven parameters), which k̂ need not say. A
+    trial that only fills up a shorter part has 0.
+
+    Args:
+        fitted: Parts, at their modes.
+        fold: Of each trial.
+        draws: Proposed around the mode of each fold.
+        seed: Of the draws.
     """
-    draws, folds = fitted.draws, int(fold.max()) + 1
-    elpd = torch.zeros_like(draws.by_unit[:, 0])
-    k_hat = np.empty((len(elpd), folds))
-    for i, by_unit in enumerate(draws.by_unit):
-        inside = torch.nn.functional.one_hot(fold[i], folds).to(by_unit)
-        raw = draws.log_w[i][:, None] - by_unit.nan_to_num(neginf=-1e300) @ inside
-        for k in range(folds):
-            here, kept = fold[i] == k, torch.isfinite(raw[:, k]) & (draws.log_w[i] > -700)
-            log_w, k_hat[i, k] = smooth(raw[kept, k].numpy())
-            terms = torch.as_tensor(log_w)[:, None] + by_unit[kept][:, here]
-            elpd[i, here] = torch.logsumexp(terms, 0)
-    return elpd, k_hat
+    generator, each = torch.Generator().manual_seed(seed), fitted.posterior
+    elpd, k_hat = torch.zeros_like(each.mask), []
+    for k in range(int(fold.max()) + 1):
+        left = fold == k
+        one = each.with_mask(each.mask * ~left)
+        found = importance_draws(one, _moved(one, fitted.modes), draws, generator)
+        own = torch.logsumexp(found.log_w[..., None] + found.by_unit, 1)
+        elpd = torch.where(left, own, elpd)
+        k_hat.append(found.k_hat.numpy())
+    return elpd, np.stack(k_hat, 1)
 
 
 def carry(
@@ -106,7 +111,8 @@ def carry(
         seed: Of the proposals.
 
     Returns:
-        Log densities, whose mean over draws is :func:`over_draws`, and k̂ of the learned part.
+        Log densities, whose mean over draws is :func:`over_draws`, and k̂ of the learned part. Folds
+        share their draws: of a fifth more or less where a rule has many parameters.
     """
     joint, generator = stack(parts), torch.Generator().manual_seed(seed)
     modes, found, shapes = None, [], []
@@ -118,11 +124,27 @@ def carry(
             modes = find_modes(one, start)
         else:
             modes = _moved(one, modes)
-        own = Fitted(one, modes, importance_draws(one, modes, draws, generator))
-        elpd, k_hat = held_out(own, fold)
+        elpd, k_hat = _shared(importance_draws(one, modes, draws, generator), fold)
         found.append(elpd)
         shapes.append(k_hat)
     return torch.stack(found), np.stack(shapes)
+
+
+def _shared(
+    draws: Draws, fold: Int[Tensor, "part trial"]
+) -> tuple[Float[Tensor, "part trial"], Float[np.ndarray, "part fold"]]:
+    """Held-out densities of all folds from one set of draws, and k̂."""
+    elpd, folds = torch.zeros_like(draws.by_unit[:, 0]), int(fold.max()) + 1
+    k_hat = np.empty((len(elpd), folds))
+    for i, by_unit in enumerate(draws.by_unit):
+        inside = torch.nn.functional.one_hot(fold[i], folds).to(by_unit)
+        raw = draws.log_w[i][:, None] - by_unit.nan_to_num(neginf=-1e300) @ inside
+        for k in range(folds):
+            here, kept = fold[i] == k, torch.isfinite(raw[:, k]) & (draws.log_w[i] > -700)
+            log_w, k_hat[i, k] = smooth(raw[kept, k].numpy())
+            terms = torch.as_tensor(log_w)[:, None] + by_unit[kept][:, here]
+            elpd[i, here] = torch.logsumexp(terms, 0)
+    return elpd, k_hat
 
 
 def _moved(posterior: Posterior, modes: Modes) -> Modes:
