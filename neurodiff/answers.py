@@ -53,5 +53,5 @@ def shares(fit: xr.DataTree) -> pd.DataFrame:
         each = (many * mask).sum((1, 2)) / n
         row_ = {"predicted": float((predicted * trials * mask).sum() / n), "observed": share}
         row_ |= {"se": float(np.sqrt((off**2).sum()) / n), "n": int(n)}
-        rows.append(row_ | {k: float(v) for k, v in summary.quantiles(each).items()})
+        rows.append(row_ | summary.quantiles(each))
     return pd.DataFrame(rows)

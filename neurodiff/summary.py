@@ -81,9 +81,14 @@ def rows(table: pd.DataFrame, **values: str) -> pd.DataFrame:
     return table.iloc[keep.nonzero()[0]]
 
 
-def quantiles(draws: np.ndarray) -> dict[str, np.ndarray]:
-    """Central 50 % and 90 % and the median, over the first axis."""
-    return {key: np.asarray(np.quantile(draws, p, axis=0)) for key, p in QUANTILES.items()}
+def quantiles(draws: np.ndarray) -> dict[str, np.ndarray | np.floating]:
+    """Central 50 % and 90 % and the median, over the first axis; of one number, numbers.
+
+    >>> quantiles(np.arange(21.0))["q95"]
+    np.float64(19.0)
+    """
+    # an array of no dimension is an object to pandas, which then ignores float_format
+    return {key: np.quantile(draws, p, axis=0) for key, p in QUANTILES.items()}
 
 
 def window(fit: xr.DataTree, logsnr: np.ndarray) -> tuple[str, np.ndarray, np.ndarray]:

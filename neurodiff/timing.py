@@ -64,7 +64,7 @@ def times(fit: xr.DataTree) -> pd.DataFrame:
                 row = {"strength": size, "answer": answer, "quantile": q, "n": int(mine.sum())}
                 predicted = np.nanquantile(theirs, q, axis=1)
                 row |= {"observed": np.quantile(np.abs(y[mine]), q)}
-                rows.append(row | {k: float(v) for k, v in summary.quantiles(predicted).items()})
+                rows.append(row | summary.quantiles(predicted))
     return pd.DataFrame(rows)
 
 

@@ -385,3 +385,11 @@ def test_bad_input_is_named(call, message):
 def test_plotting_needs_no_pyro():
     code = "import sys, neurodiff.plot; sys.exit('pyro' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_quantiles_of_one_number_are_written_as_numbers_are():
+    """Pandas leaves all digits to what it takes for an object."""
+    table = pd.DataFrame([summary.quantiles(np.random.default_rng(0).normal(size=100))])
+    assert (table.dtypes == np.float64).all()
+    written = table.to_csv(index=False, float_format="%.4g").splitlines()[1].split(",")
+    assert max(len(number.lstrip("-")) for number in written) <= 7  # 0.01234
