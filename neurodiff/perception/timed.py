@@ -94,7 +94,10 @@ class TimeStop(OnClock, Reaction):
         parts = {"drift": drift, "law": law}
         super().__init__(parts, horizon, steps, delay, jitter, lapse, start=start)
         self.priors |= {"start": Normal(0.0, 0.5)}
-        # cells of time about each node, the first of them halved again and again
+
+    def _grid(self, steps: int) -> None:
+        """Cells of time about each node, the first of them halved again and again."""
+        super()._grid(steps)
         early, step = self.nodes[:-steps], self.time[0]
         first = 1.5 * early[0] * 0.5 ** torch.arange(_HALVINGS, -1, -1)
         after = early[1:] + 0.5 * early[0], self.time + 0.5 * step
