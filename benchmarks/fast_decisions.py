@@ -24,7 +24,7 @@ from neurodiff.inference.join import join
 ROWS = (
     "constant", "exponential", "linear", "weibull", "spline", "variable+constant",
     "power+weibull", "leak+constant", "leak+weibull", "urgency+constant", "urgency+weibull",
-    "race", "deadline", "time-stop",
+    "race", "deadline", "time-stop", "snr-stop",
 )  # fmt: skip
 STUDIES = {"roitman2002-monkey-rdm": (0.1, 1.65), "palmer2005-human-rdm": (0.1, np.inf)}
 FINE = 0.005

@@ -193,7 +193,7 @@ class Reaction(nn.Module, ABC):
     ) -> Float[Tensor, "condition fine 2"]:
         """Densities of reaction time."""
         mass = self.width[:, None] * g
-        return jittered(mass, self.time, values["delay"], values["jitter"])
+        return jittered(mass, self.nodes, self.time, values["delay"], values["jitter"])
 
     def _conditions(self, trials: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The condition of each trial, groups apart, and the first trial of each condition."""
@@ -216,30 +216,32 @@ class Reaction(nn.Module, ABC):
 
 
 def jittered(
-    mass: Float[Tensor, "condition node 2"], time: Tensor, delay: Tensor, jitter: Tensor
+    mass: Float[Tensor, "condition node 2"],
+    nodes: Float[Tensor, " node"],
+    time: Float[Tensor, " time"],
+    delay: Tensor,
+    jitter: Tensor,
 ) -> Float[Tensor, "condition fine 2"]:
     """Densities of reaction time at 0, dt/4, …: decision times and the jitter convolved.
 
     Args:
-        mass: Of decisions: at dt/4, dt/2, …, as many as there are more than ``time`` has, then at
-            ``time``.
+        mass: Of decisions at each node.
+        nodes: Multiples of dt/4, up to the last time.
         time: dt, 2 dt, …
         delay: () or (condition, 1).
         jitter: () or (condition, 1).
     """
-    dt, n = time[0], len(time)
-    early = mass.shape[-2] - n
-    every = dt / FINE * torch.arange(-FINE * n, FINE * n + 1, device=dt.device)
+    fine, size = time[0] / FINE, FINE * len(time)
+    every = fine * torch.arange(-size, size + 1, device=time.device)
     z = (every - delay) / jitter
     each = torch.exp(-0.5 * z * z) / (math.sqrt(2 * math.pi) * jitter)
     # how far the table lies behind a decision is a window of these, earlier for a later one
-    windows, size = each.unfold(-1, FINE * n + 1, 1), FINE * n
-    rows = windows[..., :size:FINE, :], windows[..., size - early : size, :]
-    behind, g = torch.cat(rows, -2).mT, mass.flip(-2)
+    window = size - (nodes / fine).round().long()
+    behind = each.unfold(-1, size + 1, 1)[..., window, :].mT
     if behind.dim() > 2:
-        return behind @ g
+        return behind @ mass
     # one delay for all conditions is one product: a batch of them would copy the matrix for each
-    return (behind @ g.transpose(0, 1).flatten(1)).unflatten(1, (len(g), 2)).transpose(0, 1)
+    return (behind @ mass.transpose(0, 1).flatten(1)).unflatten(1, (len(mass), 2)).transpose(0, 1)
 
 
 def _tabulated(table: Float[Tensor, "condition fine 2"], fine: Tensor) -> LogDensity:
