@@ -3,7 +3,7 @@
 ``python benchmarks/fast_decisions.py`` leaves ``fast_decisions.csv``: for each monkey (Roitman &
 Shadlen 2002) and person (Palmer, Huk & Shadlen 2005) and each row of the command line the mode on
 the default grid, log likelihood there and how much more a grid of 5 ms says at the same parameters,
-both in nats; by how much a probability may be off, as a fit says of itself (``unsure``); the mean
+both in nats; by how much steps half as long change a probability, as a fit says (``unsure``); mean
 and s.d. of the decision time of the strongest stimulus, were the bound constant, seconds; and
 processor seconds of the mode. Twelve minutes of a core.
 """
@@ -24,7 +24,7 @@ from neurodiff.inference.join import join
 ROWS = (
     "constant", "exponential", "linear", "weibull", "spline", "variable+constant",
     "power+weibull", "leak+constant", "leak+weibull", "urgency+constant", "urgency+weibull",
-    "race", "deadline", "time-stop",
+    "race", "deadline", "time-stop", "snr-stop",
 )  # fmt: skip
 STUDIES = {"roitman2002-monkey-rdm": (0.1, 1.65), "palmer2005-human-rdm": (0.1, np.inf)}
 FINE = 0.005
@@ -55,14 +55,13 @@ def measure(key, data):
         decisions._STEP = step
     with torch.no_grad():
         here, there = (float(b.posterior.log_likelihood(values)) for b in (bound, fine))
-        answer = torch.func.functional_call(
-            bound.posterior.model, values, (bound.posterior.trials,)
-        )
+        model, given = bound.posterior.model, (bound.posterior.trials,)
+        pair = [torch.func.functional_call(m, values, given) for m in (model, model.finer())]  # pyright: ignore
     height, gain = values.get("bound.height"), values["drift.gain"]
     v = float(gain * np.abs(data["strength"]).max())
     mean, sd = ("", "") if height is None else (height / v, (height / v**3) ** 0.5)
     shown = [x if x == "" else f"{float(x):.4f}" for x in (mean, sd)]
-    return [f"{here:.3f}", f"{there - here:.3f}", f"{answer.unsure.max():.1e}", *shown,
+    return [f"{here:.3f}", f"{there - here:.3f}", f"{pair[0].distance(pair[1]).max():.1e}", *shown,
             f"{seconds:.2f}"]  # fmt: skip
 
 

@@ -240,8 +240,8 @@ def fit_row(fit: xr.DataTree) -> dict:
         f"{diverging} divergent transitions: the posterior has corners NUTS missed": diverging > 0,
         "the mode was not reached": not bool(stats.get("mode_converged", True)),
         "the Hessian is not positive definite": not bool(stats.get("hessian_definite", True)),
-        f"decisions take less than the grid can tell, {unsure:.0%} of some: give more steps from "
-        "Python": unsure > 1e-3,
+        "decisions take less than the grid can tell: steps half as long move "
+        f"{unsure:.1%} of some; give more steps from Python": unsure > 1e-3,
         "SVI has not converged": not bool(stats.get("converged", True)),
     }
     return {

@@ -193,7 +193,7 @@ def test_warnings_and_failures_are_shown(text):
         ({"mode_converged": False}, "the mode was not reached"),
         ({"hessian_definite": False}, "not positive definite"),
         ({"converged": False}, "SVI has not converged"),
-        ({"unsure": 0.02}, "decisions take less than the grid can tell, 2% of some"),
+        ({"unsure": 0.02}, "less than the grid can tell: steps half as long move 2.0% of some"),
     ],
 )
 def test_each_failure_of_a_fit_is_a_warning(stats, words):

@@ -8,6 +8,7 @@ is missing has elpd 0, so that sums stay what they are.
 """
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -23,8 +24,8 @@ from neurodiff.inference.nuts import NUTS, diagnose
 from neurodiff.inference.posterior import Posterior
 from neurodiff.inference.psis import leave_one_out
 from neurodiff.inference.svi import SVI
-from neurodiff.perception.choice_time import ChoiceTime
 from neurodiff.perception.classify import Tabled
+from neurodiff.perception.reaction import Reaction
 
 _KEEP = 500  # draws kept of log likelihoods
 _PREDICT = 100  # draws of the posterior predictive, at most
@@ -65,18 +66,18 @@ def _posterior_group(bound: Bound, u: Float[Tensor, "chain draw size"]) -> xr.Da
 def _stats_group(bound: Bound, u: Float[Tensor, "chain draw size"], stats: dict) -> xr.Dataset:
     """What the method says of itself; for several chains R-hat and ESS of every component of u.
 
-    Of decision times, the most that the grid of the model may err in P(answer), at the mean draw.
+    Of decision times, at the mean draw, the most by which steps half as long change a probability.
     """
     data = xr.Dataset(
         {k: (["chain", "draw"], v) if isinstance(v, np.ndarray) else v for k, v in stats.items()}
     )
     joint = bound.posterior
-    with torch.no_grad():
+    if isinstance(joint.model, Reaction):
         values = joint.parameters.trial_values(u.mean((0, 1)))
-        answers = [answer for _, answer in joint.answers(values, joint.trials)]
-    unsure = [float(a.unsure.max()) for a in answers if isinstance(a, ChoiceTime)]
-    if unsure:
-        data["unsure"] = max(unsure)
+        pair = joint, replace(joint, model=joint.model.finer())
+        with torch.no_grad():
+            both = zip(*(one.answers(values, joint.trials) for one in pair), strict=True)
+            data["unsure"] = max(float(a.distance(b).max()) for (_, a), (_, b) in both)  # pyright: ignore
     if u.shape[0] > 1:
         r_hat, ess = diagnose(u)
         data["r_hat"], data["ess_bulk"] = ("component", r_hat), ("component", ess)

@@ -39,7 +39,6 @@ class ChoiceTime(Distribution):
         horizon: Seconds up to which times are modelled.
         known: 1 where a trial's choice counts, 0 where only its time does.
         deadline: H_i of each trial, within the horizon; None where all are the horizon.
-        unsure: By how much the probability of an answer may be off, of each condition.
     """
 
     arg_constraints: ClassVar = {}  # pyright: ignore
@@ -54,12 +53,10 @@ class ChoiceTime(Distribution):
         horizon: float,
         known: Float[Tensor, " trial"],
         deadline: Float[Tensor, " trial"] | None = None,
-        unsure: Float[Tensor, " condition"] | None = None,
     ) -> None:
         self.log_density, self.later, self.lapse = log_density, later, lapse
         self.deadline = lapse.new_tensor(horizon) if deadline is None else deadline
         self.condition, self.horizon, self.known = condition, horizon, known
-        self.unsure = torch.zeros_like(lapse) if unsure is None else unsure
         super().__init__(condition.shape, validate_args=False)
 
     def _one(self, time: Tensor, side: Tensor) -> Tensor:
@@ -90,17 +87,34 @@ class ChoiceTime(Distribution):
         found = torch.where(time > self.deadline, -torch.inf, found)
         return torch.where(none, missed, found)
 
+    def _masses(self) -> Float[Tensor, "condition cell"]:
+        """P of each cell of time, of the upper choice and then of the lower, and of no answer."""
+        width = self.horizon / _CELLS
+        time = width * (torch.arange(_CELLS, device=self.lapse.device) + 0.5).to(self.lapse)
+        rows = torch.arange(len(self.lapse), device=time.device)[:, None]
+        sides = [torch.full_like(rows, s) for s in (0, 1)]
+        density = torch.cat([self.log_density(time, s, rows).exp() for s in sides], -1)
+        rest = self.later(time.new_tensor(self.horizon), rows[:, 0]).clamp_min(0.0)
+        return torch.cat([density * width, rest[:, None]], -1)
+
+    def distance(self, other: "ChoiceTime") -> Float[Tensor, " condition"]:
+        r"""The most by which the probability of anything differs from another's: total variation.
+
+        .. math:: \tfrac12 \Big(\sum_\pm \int_0^H |g_\pm - g'_\pm|\,dt
+            + |P(T > H) - P'(T > H)|\Big)
+
+        Lapses apart.
+
+        Args:
+            other: Of the same conditions, up to the same horizon.
+        """
+        return 0.5 * (self._masses() - other._masses()).abs().sum(-1)
+
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         """Signed times, uniform within small cells of time."""
         with torch.no_grad():
-            lapse, n = self.lapse, len(self.lapse)
-            width = self.horizon / _CELLS
-            time = width * (torch.arange(_CELLS, device=lapse.device) + 0.5).to(lapse)
-            rows = torch.arange(n, device=lapse.device)[:, None]
-            sides = [torch.full_like(rows, s) for s in (0, 1)]
-            density = torch.cat([self.log_density(time, s, rows).exp() for s in sides], -1)
-            rest = self.later(lapse.new_tensor(self.horizon), rows[:, 0]).clamp_min(0.0)
-            cumulative = torch.cat([density * width, rest[:, None]], -1).cumsum(-1)
+            lapse, n, width = self.lapse, len(self.lapse), self.horizon / _CELLS
+            cumulative = self._masses().cumsum(-1)
             shape = self._extended_shape(sample_shape)
             point, guess = torch.rand(2, *shape, dtype=lapse.dtype, device=lapse.device)
             drawn = torch.empty_like(point)

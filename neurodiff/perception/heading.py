@@ -264,7 +264,7 @@ class Heading(Bounded):
         cue = self.drift.cue(self.drift.place(stimulus))
         rows = [torch.nonzero(cue == j)[:, 0] for j in range(3)]
         each = [
-            jittered(self.width[:, None] * g[own], self.time, delay, values["jitter"])
+            jittered(self.width[:, None] * g[own], self.nodes, self.time, delay, values["jitter"])
             for own, delay in zip(rows, values["delay"], strict=True)
             if len(own)
         ]

@@ -8,6 +8,7 @@ horizon and for each distinct stimulus; the delay, its jitter, lapses and the ho
 that rivals differ in how they decide and in nothing else.
 """
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -33,6 +34,8 @@ from neurodiff.perception.early import FINE, nested
 from neurodiff.perception.ideal import hermite
 
 _SHARP = 0.7  # of a step: below it a sum over steps no longer is the integral over the jitter
+
+_OVER = 1e-4  # of all: a mass above 1 by no more is divided by, so that late densities are kept
 
 LogDensity = Callable[[Tensor, Tensor, Tensor], Tensor]
 Later = Callable[[Tensor, Tensor], Tensor]
@@ -78,11 +81,7 @@ class Reaction(nn.Module, ABC):
     ) -> None:
         super().__init__()
         self.horizon = float(horizon)
-        count = torch.arange(1, steps + 1, dtype=torch.float64)
-        self.register_buffer("time", horizon / steps * count)
-        nodes, width = nested(self.time)
-        self.register_buffer("nodes", nodes)
-        self.register_buffer("width", width)
+        self._grid(steps)
         for name, value in {"delay": delay, "jitter": jitter, **own, "lapse": lapse}.items():
             given = None if value is None else nn.Parameter(torch.tensor(float(value)))
             self.register_parameter(name, given)
@@ -96,6 +95,28 @@ class Reaction(nn.Module, ABC):
             "jitter": TransformedDistribution(Normal(math.log(0.04), 0.7), above),
             "lapse": Beta(1.0, 30.0),
         }
+
+    def _grid(self, steps: int) -> None:
+        """Time steps up to the horizon, and the nodes that decisions are summed at."""
+        count = torch.arange(1, steps + 1, dtype=torch.float64)
+        self.register_buffer("time", self.horizon / steps * count)
+        nodes, width = nested(self.time)
+        self.register_buffer("nodes", nodes)
+        self.register_buffer("width", width)
+
+    def finer(self) -> "Reaction":
+        """The same on steps half as long: how far its answers are from these is what steps cost.
+
+        >>> from neurodiff.perception.drifts import Power
+        >>> from neurodiff.perception.race import Race
+        >>> trials = {"strength": torch.tensor([0.1, 0.3]), "choice_known": torch.ones(2)}
+        >>> model = Race(Power(), 2.0, steps=40)
+        >>> model(trials).distance(model.finer()(trials)) < 1e-3
+        tensor([True, True])
+        """
+        twin = copy.deepcopy(self)
+        twin._grid(2 * len(self.time))
+        return twin.to(self.time)
 
     @property
     def requires(self) -> tuple[str, ...]:
@@ -118,10 +139,10 @@ class Reaction(nn.Module, ABC):
         stimulus = {n: trials[n][first][:, None] for n in self.drift.requires}  # pyright: ignore
         g = self._decisions(values, stimulus)
         g = g.expand(len(first), *g.shape[-2:])
-        unsure, g = self._unsure(g), self._at_most_one(g)
+        g = self._at_most_one(g)
         log_density, later = self._reactions(g, values, stimulus)
         lapse = values["lapse"].reshape(-1).expand(len(first))
-        given = lapse, self.horizon, trials["choice_known"], trials.get("deadline"), unsure
+        given = lapse, self.horizon, trials["choice_known"], trials.get("deadline")
         return ChoiceTime(log_density, later, condition, *given)
 
     @abstractmethod
@@ -131,23 +152,20 @@ class Reaction(nn.Module, ABC):
         """Densities of decision time and choice."""
 
     def _at_most_one(self, g: Float[Tensor, "condition node 2"]) -> Tensor:
-        """Densities whose mass is above 1, because they are over in a few nodes, divided by it.
+        """Densities that end where all have decided.
 
-        Without this a fit runs to where the grid is too coarse, and is rewarded for it.
+        Each is found from those before it, so what is wrong on steps that are too long is the end.
+        Without this a fit runs to where they are, and is rewarded for it.
         """
-        both = self.width * g.sum(-1)
-        return g / (both.sum(-1) - 0.5 * both[..., -1]).clamp_min(1.0)[..., None, None]
-
-    def _unsure(self, g: Float[Tensor, "condition node 2"]) -> Float[Tensor, " condition"]:
-        r"""By how much the nodes may err in P(T < horizon), from leaving out every second one.
-
-        In the mass of a normal density steps h err by :math:`2 e^{-2 \pi^2 s^2 / h^2}`, and by its
-        fourth power if half as long. Passage through a bound is skewed: it is the third, about.
-        """
-        sign = torch.ones_like(self.width)
-        sign[1::2] = -1.0
-        off = (sign * self.width * g.sum(-1)).sum(-1)
-        return 2 * (0.5 * off.abs()) ** 3
+        mass = self.width * g.sum(-1)
+        order = self.nodes.argsort(stable=True)
+        before = mass[..., order].cumsum(-1)[..., order.argsort()] - mass
+        room = (1 + _OVER - before).clamp_min(0.0)
+        over = mass > room
+        kept = torch.where(over, room / torch.where(over, mass, 1.0), 1.0)
+        mass = mass * kept
+        whole = (mass.sum(-1) - 0.5 * mass[..., -1]).clamp_min(1.0)
+        return g * (kept / whole[..., None])[..., None]
 
     def _reactions(
         self,
@@ -175,7 +193,7 @@ class Reaction(nn.Module, ABC):
     ) -> Float[Tensor, "condition fine 2"]:
         """Densities of reaction time."""
         mass = self.width[:, None] * g
-        return jittered(mass, self.time, values["delay"], values["jitter"])
+        return jittered(mass, self.nodes, self.time, values["delay"], values["jitter"])
 
     def _conditions(self, trials: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The condition of each trial, groups apart, and the first trial of each condition."""
@@ -198,30 +216,32 @@ class Reaction(nn.Module, ABC):
 
 
 def jittered(
-    mass: Float[Tensor, "condition node 2"], time: Tensor, delay: Tensor, jitter: Tensor
+    mass: Float[Tensor, "condition node 2"],
+    nodes: Float[Tensor, " node"],
+    time: Float[Tensor, " time"],
+    delay: Tensor,
+    jitter: Tensor,
 ) -> Float[Tensor, "condition fine 2"]:
     """Densities of reaction time at 0, dt/4, …: decision times and the jitter convolved.
 
     Args:
-        mass: Of decisions: at dt/4, dt/2, …, as many as there are more than ``time`` has, then at
-            ``time``.
+        mass: Of decisions at each node.
+        nodes: Multiples of dt/4, up to the last time.
         time: dt, 2 dt, …
         delay: () or (condition, 1).
         jitter: () or (condition, 1).
     """
-    dt, n = time[0], len(time)
-    early = mass.shape[-2] - n
-    every = dt / FINE * torch.arange(-FINE * n, FINE * n + 1, device=dt.device)
+    fine, size = time[0] / FINE, FINE * len(time)
+    every = fine * torch.arange(-size, size + 1, device=time.device)
     z = (every - delay) / jitter
     each = torch.exp(-0.5 * z * z) / (math.sqrt(2 * math.pi) * jitter)
     # how far the table lies behind a decision is a window of these, earlier for a later one
-    windows, size = each.unfold(-1, FINE * n + 1, 1), FINE * n
-    rows = windows[..., :size:FINE, :], windows[..., size - early : size, :]
-    behind, g = torch.cat(rows, -2).mT, mass.flip(-2)
+    window = size - (nodes / fine).round().long()
+    behind = each.unfold(-1, size + 1, 1)[..., window, :].mT
     if behind.dim() > 2:
-        return behind @ g
+        return behind @ mass
     # one delay for all conditions is one product: a batch of them would copy the matrix for each
-    return (behind @ g.transpose(0, 1).flatten(1)).unflatten(1, (len(g), 2)).transpose(0, 1)
+    return (behind @ mass.transpose(0, 1).flatten(1)).unflatten(1, (len(mass), 2)).transpose(0, 1)
 
 
 def _tabulated(table: Float[Tensor, "condition fine 2"], fine: Tensor) -> LogDensity:

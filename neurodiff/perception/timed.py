@@ -33,11 +33,13 @@ from torch.nn.functional import logsigmoid
 
 from neurodiff.diffusion.law import Law, LocationScale
 from neurodiff.perception.drifts import Power, Steady, position
+from neurodiff.perception.early import FINE
 from neurodiff.perception.first_passage import Path
 from neurodiff.perception.on_clock import OnClock, masses, parted, summed
 from neurodiff.perception.reaction import Reaction, part
 
-_HALVINGS = 12  # of the first cell of time: an SNR may be reached in microseconds
+_SOON, _OCTAVE = 96, 8  # cells, and in an octave, up to the first nodes: an SNR may take a µs
+_NEAR, _CELLS = 4, 2  # nodes after 0 that these are about, and cells about each later one
 
 
 def normal_cdf(z: Tensor) -> Tensor:
@@ -73,7 +75,7 @@ class TimeStop(OnClock, Reaction):
     law: Law
     edges: Tensor
     inside: Tensor
-    cell: Tensor
+    share: Tensor
     start: nn.Parameter | None
     constraints: ClassVar[dict[str, Constraint]] = Reaction.constraints | {
         "start": constraints.real
@@ -94,14 +96,23 @@ class TimeStop(OnClock, Reaction):
         parts = {"drift": drift, "law": law}
         super().__init__(parts, horizon, steps, delay, jitter, lapse, start=start)
         self.priors |= {"start": Normal(0.0, 0.5)}
-        # cells of time about each node, the first of them halved again and again
-        early, step = self.nodes[:-steps], self.time[0]
-        first = 1.5 * early[0] * 0.5 ** torch.arange(_HALVINGS, -1, -1)
-        after = early[1:] + 0.5 * early[0], self.time + 0.5 * step
-        self.register_buffer("edges", torch.cat([first, *after]))
-        low = torch.cat([0.5 * first[:1], first[:-1]])
-        self.register_buffer("inside", torch.cat([(low * first).sqrt(), early[1:], self.time]))
-        self.register_buffer("cell", torch.cat([early[:1].expand(len(early)), step.expand(steps)]))
+
+    def _grid(self, steps: int) -> None:
+        """Nodes at 0 and each quarter of a step; what is about one is of cells that are smaller."""
+        super()._grid(steps)
+        quarter = self.time[0] / FINE
+        self.register_buffer("nodes", quarter * torch.arange(FINE * steps + 1).to(quarter))
+        self.register_buffer("width", quarter.expand(len(self.nodes)))
+        # each larger by as much than the one before, then alike
+        top = quarter * (_NEAR + 0.5)
+        soon = top * 2.0 ** (-torch.arange(_SOON, -1, -1).to(quarter) / _OCTAVE)
+        count = _CELLS * (FINE * steps - _NEAR)
+        late = top + quarter / _CELLS * torch.arange(1, count + 1).to(quarter)
+        self.register_buffer("edges", torch.cat([soon, late]))
+        within = soon * 2.0 ** (-0.5 / _OCTAVE)
+        self.register_buffer("inside", torch.cat([within, late - 0.5 * quarter / _CELLS]))
+        away = within[:, None] / quarter - torch.arange(_NEAR + 2).to(quarter)
+        self.register_buffer("share", (1 - away.abs()).clamp_min(0.0))
 
     def _clock(
         self, moved: Steady | Path, values: dict[str, Tensor], stimulus: dict[str, Tensor]
@@ -115,15 +126,18 @@ class TimeStop(OnClock, Reaction):
         """Densities of decision time and choice: what the law gives to each cell of time."""
         moved = functional_call(self.drift, part("drift.", values), (stimulus, self.inside))
         law = functional_call(self.law, part("law.", values), ())
-        n, late = _HALVINGS + 1, len(self.time)
         left = law.survival(self._clock(moved, values, stimulus))
-        mass = masses(left, (left.shape[-1] - late, late))
+        mass = masses(left, left.shape[-1:])
         start = values.get("start", torch.zeros_like(values["delay"]))
         mean, variance = position(moved, self.inside, start.reshape(-1, 1))
         z = (mean / variance.sqrt())[:, 0]
         each = mass[..., None] * normal_cdf(torch.stack([z, -z], -1))
-        each = torch.cat([each[:, :n].sum(1, keepdim=True), each[:, n:]], 1)
-        return each / self.cell[:, None]
+        soon, late = each.split([_SOON + 1, each.shape[1] - _SOON - 1], 1)
+        late = late.unflatten(1, (-1, _CELLS)).sum(2)
+        # the first nodes share what is between them, its mean time kept
+        first = (soon.mT @ self.share).mT
+        both = first[:, :-1], first[:, -1:] + late[:, :1], late[:, 1:]
+        return torch.cat(both, 1) / self.width[:, None]
 
 
 class SnrStop(TimeStop):

@@ -54,6 +54,7 @@ def _right() -> tuple[Tensor, Tensor, Tensor]:
 
 
 _RIGHT = _right()
+_STRAIGHT = 1.0  # nats by which a bound may leave its tangent within two steps, at most
 TINY = 1e-12  # a bound that has closed
 
 
@@ -223,6 +224,9 @@ def _near(
         spread = origin[..., j:, :] / origin[..., :-j, :]
         distance = free[..., j:, :] - decay * free[..., :-j, :]
         gain = energy[..., j:, :] - energy[..., :-j, :] + j * dt * rate[..., j:, :]
+        # the weights are of the tangent's exponential: of a bound that falls at once they are of
+        # another than there is, which times them would be without limit
+        gain = torch.minimum(gain, _STRAIGHT + 0.5 * distance.square() / variance)
         bare = _flux(distance, variance, rise[..., j:, :], gain, spread)
         added = added + torch.diag_embed((bare * w[..., j:, :, j]).mT, -j)
     return added

@@ -8,6 +8,7 @@ import xarray as xr
 import neurodiff as nd
 from neurodiff.inference.join import join
 from neurodiff.inference.tree import build_tree
+from neurodiff.page import fit_row
 from neurodiff.perception.bounded import Bounded
 from neurodiff.perception.bounds import Exponential
 from neurodiff.perception.drifts import Power
@@ -66,6 +67,19 @@ def test_predictions_are_made_at_every_draw(data, by):
     times = np.abs(tree["posterior_predictive"]["signed_rt"].values[0])
     times = np.where(np.isfinite(times), times, 2.0).mean(-1)
     assert times[10:].min() > times[:10].max() + 0.2
+
+
+@pytest.mark.parametrize("by", [None, "subject"])
+@pytest.mark.parametrize(("height", "warned"), [(1.5, False), (0.3, True)])
+def test_a_fit_says_what_its_steps_cost(data, by, height, warned):
+    """A bound that paths reach within two steps, while sums over every second node agree."""
+    bound = join(model(), data, by=by)
+    place = [s.name for s in bound.pooled.sites].index("bound.height")
+    u = bound.start.repeat(20, 1)
+    u[:, place] = np.log(height)
+    tree = build_tree(bound, data, u[None], {}, nd.Laplace(), 0, "cpu", 0.0)
+    said = [words for words in fit_row(tree)["warnings"] if "grid" in words]
+    assert len(said) == warned, said
 
 
 def test_a_population_is_recovered(data):
