@@ -38,8 +38,8 @@ from neurodiff.perception.first_passage import Path
 from neurodiff.perception.on_clock import OnClock, masses, parted, summed
 from neurodiff.perception.reaction import Reaction, part
 
-_SOON, _OCTAVE = 96, 8  # cells, and in an octave, up to the first nodes: an SNR may take a µs
-_NEAR, _CELLS = 4, 2  # nodes after 0 that these are about, and cells about each later one
+_SOON, _OCTAVE = 48, 4  # cells, and in an octave, about the first nodes: an SNR may take a µs
+_NEAR = 4  # the last of these nodes
 
 
 def normal_cdf(z: Tensor) -> Tensor:
@@ -98,19 +98,17 @@ class TimeStop(OnClock, Reaction):
         self.priors |= {"start": Normal(0.0, 0.5)}
 
     def _grid(self, steps: int) -> None:
-        """Nodes at 0 and each quarter of a step; what is about one is of cells that are smaller."""
+        """Nodes at 0 and each quarter of a step, and the cells about them; the first have many."""
         super()._grid(steps)
         quarter = self.time[0] / FINE
         self.register_buffer("nodes", quarter * torch.arange(FINE * steps + 1).to(quarter))
         self.register_buffer("width", quarter.expand(len(self.nodes)))
-        # each larger by as much than the one before, then alike
-        top = quarter * (_NEAR + 0.5)
+        # up to half a quarter past the last of these, each larger by as much than the one before
+        top, late = quarter * (_NEAR + 0.5), self.nodes[_NEAR + 1 :]
         soon = top * 2.0 ** (-torch.arange(_SOON, -1, -1).to(quarter) / _OCTAVE)
-        count = _CELLS * (FINE * steps - _NEAR)
-        late = top + quarter / _CELLS * torch.arange(1, count + 1).to(quarter)
-        self.register_buffer("edges", torch.cat([soon, late]))
         within = soon * 2.0 ** (-0.5 / _OCTAVE)
-        self.register_buffer("inside", torch.cat([within, late - 0.5 * quarter / _CELLS]))
+        self.register_buffer("edges", torch.cat([soon, late + 0.5 * quarter]))
+        self.register_buffer("inside", torch.cat([within, late]))
         away = within[:, None] / quarter - torch.arange(_NEAR + 2).to(quarter)
         self.register_buffer("share", (1 - away.abs()).clamp_min(0.0))
 
@@ -133,7 +131,6 @@ class TimeStop(OnClock, Reaction):
         z = (mean / variance.sqrt())[:, 0]
         each = mass[..., None] * normal_cdf(torch.stack([z, -z], -1))
         soon, late = each.split([_SOON + 1, each.shape[1] - _SOON - 1], 1)
-        late = late.unflatten(1, (-1, _CELLS)).sum(2)
         # the first nodes share what is between them, its mean time kept
         first = (soon.mT @ self.share).mT
         both = first[:, :-1], first[:, -1:] + late[:, :1], late[:, 1:]
