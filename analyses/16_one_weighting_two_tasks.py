@@ -103,7 +103,7 @@ def controls(values, onto, fold, permuted):
 def both_ways(rule, name, parts):
     """A and B fitted, and each predicted from the other: a row for each person and direction.
 
-    Under the linear rule all controls are made, and B predicts A too.
+    Under the linear rule controls are made, and B predicts A too.
     """
     fitted, fold = {}, {task: folds(own) for task, own in parts.items()}
     for task in "AB":
@@ -115,10 +115,10 @@ def both_ways(rule, name, parts):
         each, k_hat = carry(values, onto, fold[target], PROPOSED)
         own, noise = over_draws(each)
         found = {"transfer": own, "noise": noise, "refit": refit.sum(1).numpy()}
-        if rule == "linear" and source == "A":
+        if rule == "linear":
             permuted = None
             if any(k.startswith("measurement.law") for k in values):
-                blind = bound(shuffled(parts["A"]), ROWS[name], rule, "A")
+                blind = bound(shuffled(parts[source]), ROWS[name], rule, source)
                 permuted = measured(fit_parts(blind, DRAWS), 4)
             found |= dict(controls(values, onto, fold[target], permuted))
         about = {
@@ -279,7 +279,7 @@ def claims():
         shown = [f"{name} − floor"] if name == "logistic" else []
         if rule == "linear" and name == "flow-matching":
             shown = ["flow-matching − floor"]
-        if (source, rule, name) == ("A", "linear", "logistic"):
+        if (rule, name) == ("linear", "logistic"):
             shown += ["own − stranger"]
         for label in shown:
             column = "transfer - floor" if label.endswith("floor") else "own - stranger"

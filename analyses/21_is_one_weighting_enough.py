@@ -19,12 +19,16 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from two_tasks import ROWS
+from two_tasks import experiments as of_orientation
 
 import neurodiff as nd
 from neurodiff.inference.hypotheses import build, plan
 from neurodiff.inference.share import part_of, share
 from neurodiff.inference.tasks import task_of
 from neurodiff.panels import BLUE, GREEN, ORANGE, RED
+from neurodiff.perception.categories import Linear
+from neurodiff.perception.orientation import Categorise, strengths
 from neurodiff.plot_sharing import prior_width
 
 HERE = Path(__file__).parent
@@ -66,6 +70,24 @@ def run():
     pd.concat(widths).to_csv(RESULTS / "21_prior_width.csv", index=False, float_format="%.5g")
 
 
+def orientations():
+    """Each of nineteen people in two tasks of orientation: one law for both, or one for each."""
+    path = RESULTS / "21_orientations.csv"
+    rows = pd.read_csv(path) if path.exists() else pd.DataFrame({"person": []})
+    for _, parts, who in of_orientation():
+        for i, person in enumerate(who):
+            if person in set(rows["person"]):
+                continue
+            each = []
+            for task, own in parts.items():
+                model = Categorise(ROWS["logistic"](strengths(6)), Linear(task))
+                each.append(part_of(own[i], model, task, person))
+            table, _ = share(each, widths=(), points=POINTS // 3, draws=DRAWS // 3)
+            rows = pd.concat([rows, table.assign(person=person)])
+            rows.to_csv(path, index=False, float_format="%.6g")
+            print(person, table.to_string(index=False), flush=True)
+
+
 # %%
 COLOURS = {"one w": RED, "one w, shifted": ORANGE, "own w": GREEN, "all apart": BLUE}
 
@@ -101,4 +123,5 @@ if __name__ == "__main__":
     parser.add_argument("--fit", action="store_true", help="fit anew")
     if parser.parse_args().fit:
         run()
+        orientations()
     figure()
