@@ -288,8 +288,15 @@ class _Gibbs:
         spread = self.log_sd.exp() / self.count.sqrt()
         mean = own.sum(2) / self.count + spread * noise.to(own)
         prior = torch.vmap(torch.vmap(self.pooled.log_prior))
-        move = self._uniform(mean.shape[:2]).log() < prior(mean) - prior(self.mean)
-        self.mean = torch.where(move[..., None], mean, self.mean)
+        here, level = prior(self.mean), self._uniform(mean.shape).log()
+        for i in range(mean.shape[-1]):  # of many at once hardly any move would be accepted
+            there = torch.cat(
+                [self.mean[..., :i], mean[..., i : i + 1], self.mean[..., i + 1 :]], -1
+            )
+            log_p = prior(there)
+            move = level[..., i] < log_p - here
+            self.mean = torch.where(move[..., None], there, self.mean)
+            here = torch.where(move, log_p, here)
         squares = ((own - self.mean[:, :, None]).square() * self.mask).sum(2)[..., None]
         # HalfNormal(1) on τ, in log τ
         variance = (2 * self.log_grid).exp()
