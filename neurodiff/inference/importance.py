@@ -86,7 +86,7 @@ class Draws:
         return self.u[torch.arange(len(pick), device=pick.device)[:, None], pick]
 
 
-class _Mixture:
+class Mixture:
     """Draws from several proposals, weighted against their mixture (the balance heuristic)."""
 
     def __init__(self, posterior: Posterior) -> None:
@@ -96,13 +96,14 @@ class _Mixture:
         self.parts: list[tuple[Tensor, ...]] = []
 
     def add(self, proposal: "SplitT | Prior | Cloud", u: Tensor) -> None:
+        """Draws u of a proposal."""
         self.proposals.append(proposal)
         self.counts.append(u.shape[1])
         self.parts.append((u, *self.posterior.draws_terms(u)))
 
-    def select(self, problems: Tensor) -> "_Mixture":
+    def select(self, problems: Tensor) -> "Mixture":
         """The same draws, of some of the problems."""
-        few = _Mixture(self.posterior.select(problems))
+        few = Mixture(self.posterior.select(problems))
         few.proposals = [proposal.select(problems) for proposal in self.proposals]
         few.counts = list(self.counts)
         whole = bool(problems.all())  # then no copies: they may fill the memory
@@ -148,7 +149,7 @@ def importance_draws(posterior: Posterior, modes: Modes, draws: int, source: Sou
     if by_v is not posterior:
         found = importance_draws(by_v, there, draws, source)
         return replace(found, u=by_v.parameters.bent(found.u))  # pyright: ignore
-    mixture = _Mixture(posterior)
+    mixture = Mixture(posterior)
     around = SplitT.at(posterior, modes)
     small = isinstance(posterior.parameters, Pooled) and posterior.size <= SMALL
     mixture.add(around, around.sample(draws if small else draws // 3, source))
@@ -163,7 +164,7 @@ def importance_draws(posterior: Posterior, modes: Modes, draws: int, source: Sou
 
 
 def _improved(
-    mixture: _Mixture,
+    mixture: Mixture,
     draws: int,
     source: Source,
     rounds: int,

@@ -287,7 +287,7 @@ class Posterior:
                 rows = quick._each(over_draws, u[p, d : d + width], p)
                 if not self._each_once:
                     rows = rows * (counts if counts.dim() == 1 else counts[p][:, None])
-                found = self._by_unit(rows, p).to(by_unit)
+                found = self._by_unit(rows.to(by_unit), p)
                 by_unit[p, d : d + width] = torch.where(torch.isnan(found), -torch.inf, found)
         return self.parameters.draws_log_prior(u), by_unit
 

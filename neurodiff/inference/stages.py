@@ -7,7 +7,8 @@ r"""The population of a hierarchy in two stages: each group alone, then all of t
 Draws :math:`u_{jk}` of each group by itself, under a working prior π, are what a Gibbs sampler of
 (μ, τ, u) then chooses from. Likelihoods are not computed again, so every fold and chain runs side
 by side. A first round, under the priors, finds where groups are: a normal there is the π of the
-second.
+second. Where the population then chooses among few draws of a group (one that is far from the
+others, of many parameters), a normal as wide as the population is the π of another.
 
 References:
     Lunn, Barrett, Sweeting & Thompson 2013, "Fully Bayesian hierarchical modelling in two stages".
@@ -20,6 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from neurodiff.inference.adaptive import adapted
 from neurodiff.inference.draws import posterior_draws
 from neurodiff.inference.groups import Grouped
 from neurodiff.inference.laplace import find_modes
@@ -30,6 +32,8 @@ _CHAINS, _WARMUP, _DRAWS = 32, 200, 400
 _AGREE = 1.2  # R-hat up to which a population is believed: its elpd is then within tenths of a nat
 _CENTRES = 1000  # draws of a group, and of the population that make up a mixture
 _NARROW = 0.2  # least s.d. of what draws of a group are made under
+_COUNT = 0.25  # of the draws of a group: fewer that count leave the population none to choose among
+_CHOSEN, _AGAIN = 50, 2  # draws of a group that are chosen alike, at least, and rounds for them
 _ROUGH = 500  # draws of a group in the first round, which only has to find where groups are
 
 
@@ -79,9 +83,11 @@ class Population(Pooled):
 
 
 def _alone(joint: Posterior, grouped: Grouped, group: int) -> Posterior:
-    """The trials of one group, their parameters no longer those of a group."""
+    """The trials of one group, their parameters no longer those of a group; together one unit."""
     rows = torch.nonzero(grouped.index == group)[:, 0]
-    return replace(joint.take(rows), parameters=grouped.pooled, weight=joint.weight[rows])
+    own = joint.take(rows)
+    unit, mask = torch.zeros_like(own.unit), own.mask[:, :1]
+    return replace(own, parameters=grouped.pooled, unit=unit, mask=mask, weight=joint.weight[rows])
 
 
 @dataclass(frozen=True)
@@ -115,16 +121,20 @@ class Found:
         log_sd: log τ.
         groups: The groups' own parameters, unconstrained.
         k_hat: The largest of the groups' own draws; inf where chains disagree.
+        r_hat: Of the chains: the largest over μ and log τ.
+        chosen: How many draws of a group, chosen equally often, would say as much.
     """
 
     mean: Float[Tensor, "fold draw size"]
     log_sd: Float[Tensor, "fold draw size"]
     groups: Float[Tensor, "fold draw group size"]
     k_hat: Float[Tensor, " fold"]
+    r_hat: Float[Tensor, " fold"]
+    chosen: Float[Tensor, "fold group"]
 
 
 def first_stage(joint: Posterior, generator: torch.Generator) -> First:
-    """Draws of each group, twice: under the prior, and under the normal that these make.
+    """Draws of each group: under the prior, under the normal that these make, and again if need be.
 
     All likelihoods are computed here: what follows, whichever groups it leaves out, has them.
 
@@ -136,20 +146,39 @@ def first_stage(joint: Posterior, generator: torch.Generator) -> First:
         raise TypeError("the model has no groups: a population needs join(…, by=…)")
     pooled = grouped.pooled
     groups = [_alone(joint, grouped, j) for j in range(grouped.groups)]
-    rough = _under(groups, pooled, pooled, _ROUGH, generator).u.flatten(0, 1)
+    start = pooled.start().expand(len(groups), -1)
+    rough = _under(groups, pooled, pooled, start, _ROUGH, generator).u
+    mean, sd = rough.mean((0, 1)), rough.flatten(0, 1).std(0)
     # one that all groups' draws look alike to: smooth, and never so narrow that few fit a subject
-    working = Population(grouped.sites, rough.mean(0)[None], rough.std(0)[None].clamp_min(_NARROW))
-    return _under(groups, working, pooled, _CENTRES, generator)
+    working = Population(grouped.sites, mean[None], sd[None].clamp_min(_NARROW))
+    first = _under(groups, working, pooled, rough.mean(1), _CENTRES, generator)
+    for _ in range(_AGAIN):
+        found = populations(first, mean.new_ones(1, len(groups)), generator)
+        if bool((found.chosen >= _CHOSEN).all()):
+            break
+        mean, variance = found.mean[0].mean(0), (2 * found.log_sd[0]).exp().mean(0)
+        sd = (variance + found.mean[0].var(0)).sqrt().clamp_min(_NARROW)
+        working = Population(grouped.sites, mean[None], sd[None])
+        first = _under(groups, working, pooled, found.groups[0].mean(0), _CENTRES, generator)
+    return first
 
 
 def _under(
-    groups: list[Posterior], prior: Pooled, pooled: Pooled, draws: int, generator: torch.Generator
+    groups: list[Posterior],
+    prior: Pooled,
+    pooled: Pooled,
+    start: Float[Tensor, "group size"],
+    draws: int,
+    generator: torch.Generator,
 ) -> First:
     """Draws of each group's parameters under a prior."""
     picked, k_hat, likelihood = [], [], []
-    for group in groups:
+    for group, begin in zip(groups, start, strict=True):
         own = replace(group, parameters=prior)
-        found = posterior_draws(own, find_modes(own, prior.start()[None]), draws, generator)
+        found = posterior_draws(own, find_modes(own, begin[None]), draws, generator)
+        poor = found.k_hat.item() > 0.7 or found.ess.item() < _COUNT * draws
+        if poor and prior is not pooled:  # the first round only has to find where groups are
+            found = adapted(own, found, draws, generator)
         picked.append(found.resample(draws, generator)[0])
         k_hat.append(found.k_hat.item())
         log_c = found.log_w + found.log_evidence[:, None] - prior.draws_log_prior(found.u)
@@ -198,10 +227,15 @@ def populations(
     keep = torch.linspace(0, _CHAINS * _DRAWS - 1, _CENTRES).long().to(found.device)
     mean, log_sd = found.flatten(1, 2)[:, keep].chunk(2, -1)
     pick = torch.stack(picks, 2).flatten(1, 2)[:, keep]
-    agree = torch.where(_r_hat(found).cpu() < _AGREE, -torch.inf, torch.inf)
+    r_hat = _r_hat(found).cpu()
+    agree = torch.where(r_hat < _AGREE, -torch.inf, torch.inf)
     # a fold rests on the groups that it trains on
     used = torch.where(mask.cpu() > 0, first.k_hat, -torch.inf).amax(-1)
-    return Found(mean, log_sd, u[gibbs.group, pick], torch.maximum(agree, used.to(agree)))
+    k_hat = torch.maximum(agree, used.to(agree))
+    often = u.new_zeros(len(mask), *u.shape[:2])
+    often.scatter_add_(-1, pick.mT, torch.ones_like(pick.mT, dtype=u.dtype))
+    chosen = often.sum(-1).square() / often.square().sum(-1)
+    return Found(mean, log_sd, u[gibbs.group, pick], k_hat, r_hat, chosen)
 
 
 def _r_hat(found: Float[Tensor, "fold chain draw value"]) -> Float[Tensor, " fold"]:
@@ -254,8 +288,15 @@ class _Gibbs:
         spread = self.log_sd.exp() / self.count.sqrt()
         mean = own.sum(2) / self.count + spread * noise.to(own)
         prior = torch.vmap(torch.vmap(self.pooled.log_prior))
-        move = self._uniform(mean.shape[:2]).log() < prior(mean) - prior(self.mean)
-        self.mean = torch.where(move[..., None], mean, self.mean)
+        here, level = prior(self.mean), self._uniform(mean.shape).log()
+        for i in range(mean.shape[-1]):  # of many at once hardly any move would be accepted
+            there = torch.cat(
+                [self.mean[..., :i], mean[..., i : i + 1], self.mean[..., i + 1 :]], -1
+            )
+            log_p = prior(there)
+            move = level[..., i] < log_p - here
+            self.mean = torch.where(move[..., None], there, self.mean)
+            here = torch.where(move, log_p, here)
         squares = ((own - self.mean[:, :, None]).square() * self.mask).sum(2)[..., None]
         # HalfNormal(1) on τ, in log τ
         variance = (2 * self.log_grid).exp()
