@@ -13,7 +13,7 @@
 #
 #     python analyses/13_what_people_call_photographs.py [--tables] [--fit] [--photographs 600]
 #
-# Without options the figure is made from `results/13_*`, which are of the first 3,000 photographs.
+# Without options the figure is made from `results/13_*`, which are of the first 6,000 photographs.
 # With `--tables` the evidence of the photographs and of their blurs is made, block by block (1,000
 # take 45 minutes of a core; a run that was stopped goes on). No label is given up on the way: that
 # keeps the answer of least error, but people's doubts are about how far behind a label is, and that
