@@ -8,7 +8,7 @@ import xarray as xr
 from neurodiff.inference.importance import importance_draws
 from neurodiff.inference.join import join
 from neurodiff.inference.laplace import find_modes
-from neurodiff.inference.transfer import _shared, carry, fit_parts, held_out, over_draws
+from neurodiff.inference.transfer import carry, fit_parts, held_out, over_draws
 from neurodiff.perception.categories import Linear
 from neurodiff.perception.confidence import Cuts, Reports
 from neurodiff.perception.measurement import Power
@@ -67,21 +67,18 @@ def test_folds_are_those_fitted_alone(fold):
         assert abs(elpd[i].sum() - wanted.sum()) < 0.3
 
 
-def test_few_draws_of_many_parameters_tell_a_trial_nothing_of_itself():
+def test_folds_of_eighteen_parameters():
     parts, fold = [], torch.arange(600).expand(2, -1) % FOLDS
     torch.manual_seed(0)
     for data in people("A", sizes=(500, 600)):
-        own = Reports(Power(strengths(3), floor=True), Cuts("A")).double()  # 18 parameters
+        own = Reports(Power(strengths(3), floor=True), Cuts("A")).double()
         trials = {n: torch.tensor(data[n].values) for n in ("orientation", "level")}
         report = own(trials).sample().double().numpy()
         parts.append(join(own, data.assign(report=("trial", report))).posterior)
-    fitted = fit_parts(parts, draws=300, starts=1)
     wanted = torch.stack([by_refit(part, fold[i]).sum() for i, part in enumerate(parts)])
-    # 300 draws of the whole, weighted for each fold, are 2 to 5 nats too high in a person
-    assert ((_shared(fitted.draws, fold)[0].sum(1) - wanted) > 1.5).all()
-    elpd, k_hat = held_out(fitted, fold, draws=300)
-    # which differ by half a nat from seed to seed
-    assert ((elpd.sum(1) - wanted).abs() < 1.8).all()
+    elpd, k_hat = held_out(fit_parts(parts, draws=100, starts=1), fold, draws=1000)
+    # from seed to seed sums over a person's trials differ by .6
+    assert ((elpd.sum(1) - wanted).abs() < 2.0).all()
     assert (k_hat > 0.7).sum() <= 1
 
 
