@@ -200,7 +200,7 @@ def alone(folder, bound):
 def population(folder, name):
     """All parameters of each person and of their population; leaves the table.
 
-    And of a population without c, who waits for 1.2 s of self-motion before the others would begin.
+    And of a population without c, whose delay under self-motion is 1.4 s, that of others .2 to .5.
     """
     folder.mkdir(parents=True, exist_ok=True)
     # from the module's own values c comes to rest 1,400 nats below where it does from low bounds

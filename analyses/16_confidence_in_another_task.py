@@ -72,9 +72,9 @@ def ordinal(parts, fold):
 
 
 @on_one_thread
-def reports(name, part):
+def reports(job):
     """The people of an experiment: reports of B by what is measured in A, and refitted."""
-    began = time.process_time()
+    (name, part), began = job, time.process_time()
     parts, who = next(e[1:] for e in experiments() if e[0] == part)
     parts = {task: [reported(data) for data in own] for task, own in parts.items()}
     fold = folds(parts["B"])
@@ -103,7 +103,7 @@ def confidence(count):
     old, done = saved(path, keys)
     plan = [(n, part) for n in NAMES for part in ("expt1", "expt2") if (n, part) not in done]
     with workers(count) as pool:
-        for frame in (pool.map if pool else map)(reports, *zip(*plan, strict=True)):
+        for frame in (pool.map if pool else map)(reports, plan):
             old = frame if old.empty else pd.concat([old, frame], ignore_index=True)
             old.to_csv(path, index=False, float_format="%.6g")
             sums = frame.filter(regex="from|refit").sum().round(1).to_dict()

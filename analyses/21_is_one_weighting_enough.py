@@ -8,9 +8,12 @@
 # each part's own throughout. Held-out nats over five folds of trials within each part, errors over
 # persons; Bayes factors by Laplace and by bridge sampling, over widths of the priors of laws.
 #
+# And nineteen people who sorted orientations in two tasks (Adler & Ma 2018), each by themselves:
+# one law for both tasks or one for each, all else (noise, boundary, lapses) each task's own.
+#
 #     python analyses/21_is_one_weighting_enough.py [--fit]
 #
-# Without `--fit` the figure is made from `results/21_*`; with it all is fitted (a few minutes).
+# Without `--fit` the figures are made from `results/21_*`; with it all is fitted (half an hour).
 
 # %%
 import argparse
@@ -118,6 +121,28 @@ def figure():
         prior_width(both).savefig(FIGURES / f"21_prior_width.{kind}", dpi=300)
 
 
+def orientation():
+    """What one law for both tasks loses or gains on two, person by person."""
+    rows = pd.read_csv(RESULTS / "21_orientations.csv").set_index(["sharing", "person"])
+    one, apart = rows.loc["one w"], rows.loc["all apart"]
+    order = (apart["ln_bf_bridge"]).sort_values().index
+    with plt.style.context(nd.plot.STYLE):
+        fig, axes = plt.subplots(1, 2, figsize=(3.4, 2.4), sharey=True, layout="constrained")
+        y = np.arange(len(order))
+        # the error of a difference is with the one of the two that is behind
+        dse = np.maximum(one["dse"], apart["dse"])[order]
+        nats = (one["elpd"] - apart["elpd"])[order]
+        axes[0].errorbar(nats, y, xerr=dse, fmt="o", ms=2.5, lw=0.7, color=BLUE)
+        axes[1].plot(-apart["ln_bf_bridge"][order], y, "o", ms=2.5, color=GREEN)
+        for ax in axes:
+            ax.axvline(0, color="black", lw=0.6)
+        axes[0].set_yticks(y, order, fontsize=4.5)
+        axes[0].set(xlabel="one w less two:\nheld-out nats, ± SE")
+        axes[1].set(xlabel="ln Bayes factor\nof one w to two")
+        for kind in ("png", "pdf"):
+            fig.savefig(FIGURES / f"21_orientations.{kind}", dpi=300)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Is one weighting enough?")
     parser.add_argument("--fit", action="store_true", help="fit anew")
@@ -125,3 +150,4 @@ if __name__ == "__main__":
         run()
         orientations()
     figure()
+    orientation()

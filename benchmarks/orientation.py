@@ -6,7 +6,7 @@ People and trials as in experiments 1 and 2 of Adler & Ma (2018), simulated. Eac
 fitted in both tasks (three starts, weighted draws, modes and draws of every fold) and carried from
 A to B at 8 draws, by choices alone and by choices with confidence. Hypotheses run side by side.
 Writes orientation.csv: wall and processor seconds of each, those of all, and the largest memory of
-a process.
+its process so far.
 """
 
 import argparse

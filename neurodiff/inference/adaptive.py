@@ -12,7 +12,8 @@ alone where few of them count, so β is the largest up to 1 at which ten do for 
 Every round is weighed against all proposals so far. These are fitted to the very draws that they
 weigh, which makes evidence come out low (a tenth of a nat at 22 parameters), so the draws
 returned are fresh ones of the last. It is one t₇: a scale is learned, not a shape, and a posterior
-that is curved in many dimensions keeps its k̂, or is a little too narrow at k̂ below 0.7.
+that is curved in many dimensions keeps its k̂, or is too narrow at k̂ below 0.7: by a fifth, or by
+half where few draws count.
 
 References:
     Cornuet, Marin, Mira & Robert 2012, "Adaptive multiple importance sampling".
@@ -29,7 +30,7 @@ from neurodiff.inference.proposals import SplitT
 from neurodiff.inference.streams import Source
 
 _ROUNDS = 10  # at most
-_EACH = 10  # draws that count for each parameter, of which a covariance is taken
+EACH = 10  # draws that count for each parameter, of which a covariance is taken
 _GOOD = 0.5  # k̂ at which rounds end
 
 
@@ -59,7 +60,7 @@ def adapted(posterior: Posterior, found: Draws, draws: int, source: Source) -> D
 def _fitted(found: Draws) -> SplitT:
     """The t₇ with the mean and covariance of tempered draws."""
     size = found.u.shape[-1]
-    share = tempered(found.log_w, _EACH * size)[..., None]
+    share = tempered(found.log_w, EACH * size)[..., None]
     mean = (share * found.u).sum(1)
     apart = found.u - mean[:, None]
     covariance = (share * apart).mT @ apart

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from neurodiff.inference.adaptive import adapted
+from neurodiff.inference.adaptive import EACH, adapted
 from neurodiff.inference.draws import posterior_draws
 from neurodiff.inference.groups import Grouped
 from neurodiff.inference.laplace import find_modes
@@ -120,9 +120,10 @@ class Found:
         mean: μ.
         log_sd: log τ.
         groups: The groups' own parameters, unconstrained.
-        k_hat: The largest of the groups' own draws; inf where chains disagree.
+        k_hat: The largest of the groups' own draws; inf where chains disagree, or choose among few.
         r_hat: Of the chains: the largest over μ and log τ.
-        chosen: How many draws of a group, chosen equally often, would say as much.
+        chosen: How many draws of a group, chosen equally often, would say as much as a thousand
+            choices; some 500 where all are chosen alike.
     """
 
     mean: Float[Tensor, "fold draw size"]
@@ -178,9 +179,12 @@ def _under(
         found = posterior_draws(own, find_modes(own, begin[None]), draws, generator)
         poor = found.k_hat.item() > 0.7 or found.ess.item() < _COUNT * draws
         if poor and prior is not pooled:  # the first round only has to find where groups are
-            found = adapted(own, found, draws, generator)
+            learned = adapted(own, found, draws, generator)
+            found = learned if learned.ess.item() > found.ess.item() else found
         picked.append(found.resample(draws, generator)[0])
-        k_hat.append(found.k_hat.item())
+        # of a proposal that is too narrow k̂ says nothing, but few of its draws count
+        few = found.ess.item() < EACH * own.size
+        k_hat.append(math.inf if few else found.k_hat.item())
         log_c = found.log_w + found.log_evidence[:, None] - prior.draws_log_prior(found.u)
         likelihood.append((found.u[0], log_c[0]))
     u = torch.stack(picked)
@@ -228,13 +232,13 @@ def populations(
     mean, log_sd = found.flatten(1, 2)[:, keep].chunk(2, -1)
     pick = torch.stack(picks, 2).flatten(1, 2)[:, keep]
     r_hat = _r_hat(found).cpu()
-    agree = torch.where(r_hat < _AGREE, -torch.inf, torch.inf)
-    # a fold rests on the groups that it trains on
-    used = torch.where(mask.cpu() > 0, first.k_hat, -torch.inf).amax(-1)
-    k_hat = torch.maximum(agree, used.to(agree))
     often = u.new_zeros(len(mask), *u.shape[:2])
     often.scatter_add_(-1, pick.mT, torch.ones_like(pick.mT, dtype=u.dtype))
     chosen = often.sum(-1).square() / often.square().sum(-1)
+    # a fold rests on the groups that it trains on
+    used, own = mask.cpu() > 0, first.k_hat.to(r_hat)
+    few = (used & (chosen.cpu() < _CHOSEN)).any(-1) | ~(r_hat < _AGREE)
+    k_hat = torch.where(few, torch.inf, torch.where(used, own, -torch.inf).amax(-1))
     return Found(mean, log_sd, u[gibbs.group, pick], k_hat, r_hat, chosen)
 
 

@@ -68,7 +68,7 @@ def fit_parts(
 
 
 def held_out(
-    fitted: Fitted, fold: Int[Tensor, "part trial"], draws: int = 60, seed: int = 0
+    fitted: Fitted, fold: Int[Tensor, "part trial"], draws: int = 60
 ) -> tuple[Float[Tensor, "part trial"], Float[np.ndarray, "part fold"]]:
     """Log predictive density of each trial given the other folds, and the k̂ of each fold.
 
@@ -80,9 +80,8 @@ def held_out(
         fitted: Parts, at their modes.
         fold: Of each trial.
         draws: Proposed around the mode of each fold.
-        seed: Of the draws.
     """
-    generator, each = torch.Generator().manual_seed(seed), fitted.posterior
+    generator, each = torch.Generator().manual_seed(0), fitted.posterior
     elpd, k_hat = torch.zeros_like(each.mask), []
     for k in range(int(fold.max()) + 1):
         left = fold == k

@@ -102,7 +102,7 @@ class TimeStop(OnClock, Reaction):
         super()._grid(steps)
         quarter = self.time[0] / FINE
         self.register_buffer("nodes", quarter * torch.arange(FINE * steps + 1).to(quarter))
-        self.register_buffer("width", quarter.expand(len(self.nodes)))
+        self.register_buffer("width", quarter.repeat(len(self.nodes)))
         # up to half a quarter past the last of these, each larger by as much than the one before
         top, late = quarter * (_NEAR + 0.5), self.nodes[_NEAR + 1 :]
         soon = top * 2.0 ** (-torch.arange(_SOON, -1, -1).to(quarter) / _OCTAVE)

@@ -211,7 +211,7 @@ def test_the_way_to_share_that_is_true_is_found():
     assert moved["ln_bf_bridge"].idxmax() == "one w, shifted"
     assert moved.loc["one w", "verdict"].startswith("behind")
     assert moved.loc["own w", "elpd_diff"] > moved.loc["one w", "elpd_diff"]
-    tasks = best(lambda i, r: places[i] + 2.0 * r * (-1) ** i)
+    tasks = best(lambda i, r: places[i] + 3.0 * r * (-1) ** i)
     assert tasks["ln_bf_bridge"].idxmax() == "all apart"
     # Laplace and bridges agree
     assert (tasks["ln_bf_laplace"] - tasks["ln_bf_bridge"]).abs().max() < 2.0

@@ -59,6 +59,13 @@ def decided(model, strength):
 
 
 @pytest.mark.parametrize("name", ALL)
+def test_a_state_goes_into_another_model(name):
+    model, other = ALL[name](delay=0.2), ALL[name]()
+    other.load_state_dict(model.state_dict())
+    assert other.delay.item() == model.delay.item()
+
+
+@pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("strength", [0.0, 0.1])
 def test_choices_times_and_no_answer_have_mass_one(name, strength):
     model, cells = ALL[name](lapse=0.1).double(), 8000
