@@ -190,7 +190,9 @@ def alone(folder, bound):
         began = time.process_time()
         first = first_stage(bound.posterior, torch.Generator().manual_seed(0))
         kept = {name: getattr(first, name).numpy() for name in ("u", "log_pi", "k_hat")}
-        np.savez(path, seconds=time.process_time() - began, **kept)
+        aside = path.with_suffix(".aside.npz")
+        np.savez(aside, seconds=time.process_time() - began, **kept)
+        aside.replace(path)
     kept = {name: torch.as_tensor(value) for name, value in np.load(path).items()}
     seconds = kept.pop("seconds").item()
     return First([], bound.pooled, likelihood=[], **kept), seconds
@@ -307,7 +309,7 @@ if __name__ == "__main__":
         "--fit", action="store_true", help="fit each person (seven minutes of a core)"
     )
     parser.add_argument(
-        "--population", action="store_true", help="fit the hierarchy (seven minutes of a core)"
+        "--population", action="store_true", help="fit the hierarchy (ten minutes of a core)"
     )
     options = parser.parse_args()
     if options.fit:

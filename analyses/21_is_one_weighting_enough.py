@@ -13,7 +13,8 @@
 #
 #     python analyses/21_is_one_weighting_enough.py [--fit]
 #
-# Without `--fit` the figures are made from `results/21_*`; with it all is fitted (half an hour).
+# Without `--fit` the figures are made from `results/21_*`; with it all is fitted (half an hour),
+# but for people whom `results/21_orientations.csv` has.
 
 # %%
 import argparse

@@ -111,7 +111,8 @@ def carry(
 
     Returns:
         Log densities, whose mean over draws is :func:`over_draws`, and k̂ of the learned part. Folds
-        share their draws: of a fifth more or less where a rule has many parameters.
+        share their draws here, which tells a trial a little of itself where a rule has many
+        parameters: some .4 of a millinat with fifteen.
     """
     joint, generator = stack(parts), torch.Generator().manual_seed(seed)
     modes, found, shapes = None, [], []

@@ -137,6 +137,16 @@ def test_needs_groups():
         leave_one_group_out(join(Coin(), coins([3, 4], 8)), 100, 0)
 
 
+def test_a_population_that_chooses_among_few_draws_says_so(monkeypatch):
+    first = first_stage(
+        join(Coin(), coins([24, 20, 9], 30), by="subject").posterior, torch.Generator()
+    )
+    assert two_stages(first, 100, torch.Generator().manual_seed(0))[1] < 0.7
+    # one group's draws but one lie where no population is
+    first.u[1, 1:] = 50.0
+    assert two_stages(first, 100, torch.Generator().manual_seed(0))[1] == np.inf
+
+
 def test_two_stages_against_quadrature():
     """Population mean and log s.d. of four coins."""
     right, n = [24, 20, 9, 27], 30
