@@ -205,7 +205,7 @@ if __name__ == "__main__":
     parser.add_argument("--workers", type=int, default=1)
     options = parser.parse_args()
     if options.fit:
-        run(options.workers, Path("runs") / "03-rivals")
+        run(options.workers, HERE.parent / "runs" / "03-rivals")
     figure()
     table = pd.read_csv(RESULTS / "03_rivals.csv")
     print(table.drop(columns="at").to_string())
