@@ -23,7 +23,8 @@ from neurodiff.perception.bounds import Bound
 from neurodiff.perception.drifts import Power, Steady, position
 from neurodiff.perception.early import LEAST, between, outset
 from neurodiff.perception.first_passage import Path, solve, survival, tilt
-from neurodiff.perception.reaction import Later, LogDensity, Reaction, cubic, falling, part
+from neurodiff.perception.interpolate import cubic, falling
+from neurodiff.perception.reaction import Later, LogDensity, Reaction, part
 from neurodiff.perception.volterra import TINY
 
 CONDITIONS = 8  # about as many strengths as experiments have

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from torch.distributions import LogNormal, Normal, Poisson, Uniform, constraints
 
 from neurodiff.perception.bounds import Bound
+from neurodiff.perception.interpolate import cubic
 from neurodiff.perception.killed import follow, log_odds
-from neurodiff.perception.reaction import cubic
 
 #: what is read of the evidence: of positions (time, node), times (time, 1), and the speeds |v|
 Reads = Callable[[Tensor, Tensor, Tensor], Tensor]

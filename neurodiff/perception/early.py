@@ -26,7 +26,7 @@ from torch import Tensor
 FINE = 4  # early nodes in a step
 _EARLY, _EDGE = 11, 6.0  # steps that have them, and where they give way
 LEAST = 1e-140  # a density below it is the outset's: the second derivative of its log overflows
-_BEND = 0.1  # nats of s within a step, at most, beside a straight line
+BEND = 0.1  # nats of s within a step, at most, beside a straight line
 _ROOM = 0.01  # of the bound: least h, where the bound has come down past the start
 
 
@@ -128,5 +128,5 @@ def early_of(y: Float[Tensor, "*any time 2"], early: int) -> Float[Tensor, "*any
     four = y.unfold(-2, 4, 1)[..., :steps, :, :]
     chord = torch.lerp(four[..., 1:2], four[..., 2:3], x)
     # once nothing is left s falls by many nats a step, and cubics would overshoot before it does
-    bent = (four @ weight - chord).clamp(-_BEND, _BEND)
+    bent = (four @ weight - chord).clamp(-BEND, BEND)
     return (chord + bent).mT.flatten(-3, -2)

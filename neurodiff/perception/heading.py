@@ -39,9 +39,10 @@ from torch.func import functional_call
 
 from neurodiff.perception.bounded import Bounded, floored
 from neurodiff.perception.bounds import Bound
-from neurodiff.perception.early import LEAST, outset
+from neurodiff.perception.early import BEND, LEAST, outset
 from neurodiff.perception.first_passage import solve, tilt
-from neurodiff.perception.reaction import cubic, jittered, part
+from neurodiff.perception.interpolate import cubic
+from neurodiff.perception.reaction import jittered, part
 from neurodiff.perception.volterra import TINY
 
 _LATEST = 12.0  # b_0² of the clock after which fewer than one in a million paths go on
@@ -252,8 +253,8 @@ class Heading(Bounded):
         condition = torch.arange(len(of), device=of.device)[:, None, None]
         side, last = torch.arange(2, device=of.device), len(self.time)
         cell = (s / clock[of, :1])[..., None]
-        log = cubic(more[of], cell.clamp_max(last), side, condition, last) + _outset(b, slope, s)
-        log = log + tilt(b, s, torch.zeros_like(s[:, 0]), moved.slope)
+        log = cubic(more[of], cell.clamp_max(last), side, condition, last, BEND)
+        log = log + _outset(b, slope, s) + tilt(b, s, torch.zeros_like(s[:, 0]), moved.slope)
         there = (cell < last + 0.5) & (b > TINY)[..., None]
         return torch.where(there, log, -torch.inf).exp() * moved.rate[..., None]
 

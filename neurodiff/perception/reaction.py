@@ -31,7 +31,7 @@ from torch.distributions.constraints import Constraint
 
 from neurodiff.perception.choice_time import ChoiceTime
 from neurodiff.perception.early import FINE, nested
-from neurodiff.perception.ideal import hermite
+from neurodiff.perception.interpolate import cubic, falling
 
 _SHARP = 0.7  # of a step: below it a sum over steps no longer is the integral over the jitter
 
@@ -262,38 +262,6 @@ def part(prefix: str, values: dict[str, Tensor]) -> dict[str, Tensor]:
     {'gain': tensor(1.)}
     """
     return {k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix)}
-
-
-def cubic(
-    table: Float[Tensor, "condition cell 2"],
-    at: Tensor,
-    side: Tensor,
-    condition: Tensor,
-    last: int,
-) -> Tensor:
-    """Interpolation by the cubic through the four nearest rows of a condition and side."""
-    cell = at.detach().nan_to_num().floor().clamp(1.0, last - 2.0)
-    s = at - cell
-    place = 2 * ((last + 1) * condition + cell.long()) + side
-    flat = table.reshape(-1)
-    before, here, after, later = (flat[place + 2 * k] for k in (-1, 0, 1, 2))
-    outer = s * (s - 1) / 6 * ((s + 1) * later - (s - 2) * before)
-    return outer + (s + 1) * (s - 2) / 2 * ((s - 1) * here - s * after)
-
-
-def falling(
-    left: Float[Tensor, "condition cell"],
-    fall: Float[Tensor, "condition cell"],
-    at: Tensor,
-    condition: Tensor,
-) -> Tensor:
-    """A survival between the cells of a table, from its values there and what falls in a cell."""
-    last = left.shape[-1] - 1
-    at = at.clamp(0.0, float(last))
-    cell = at.detach().floor().clamp_max(last - 1.0)
-    place = (last + 1) * condition + cell.long()
-    ends = [y.reshape(-1)[place + k] for y in (left, -fall) for k in (0, 1)]
-    return hermite(at - cell, *ends)
 
 
 def _check_horizon(what: str, time: Tensor, horizon: float) -> None:

@@ -112,6 +112,30 @@ def test_a_bound_that_falls_at_once_is_followed(motion):
     assert np.abs(got - wanted).max() < 2e-3 * wanted.max()
 
 
+@pytest.mark.parametrize(
+    ("shape", "most"),
+    [
+        ((0.5, 0.05, 6.0, 0.1), 0.08),
+        ((0.5, 0.1, 6.0, 0.1), 0.03),
+        ((1.0, 0.05, 3.0, 0.05), 0.05),
+        ((0.7, 0.15, 4.0, 0.02), 0.003),
+        ((0.6, 0.4, 0.5, 0.12), 0.0003),
+    ],
+)
+def test_a_bound_that_falls_within_steps_loses_little(shape, most):
+    """Of weak evidence, against steps of .5 ms; up to .55 of answers were elsewhere."""
+    given = stimulus(16.0, 0.7, 0)
+    model = Heading(Cues((0.7,), HORIZON, None), Weibull(*shape)).double()
+    model.drift.visual.data.fill_(5.0)
+    slope = model.drift(given, model.nodes).slope.item()
+    clock = torch.arange(1, 4001, dtype=torch.float64) / 2000
+    fine = density(slope, Weibull(*shape).double(), clock).detach()
+    got = model._decisions(dict(model.named_parameters()), given).detach()
+    got = model._at_most_one(got)[0].numpy()
+    wanted = np.stack([np.interp(model.nodes, clock, fine[:, side]) for side in (0, 1)], -1)
+    assert 0.5 * (model.width[:, None].numpy() * np.abs(got - wanted)).sum() < most
+
+
 @pytest.mark.parametrize("given", [(5.0, 0.37, 0), (5.0, 0, 1), (5.0, 0.37, 1)])
 def test_decisions_are_those_of_paths(given):
     """Weighted evidence, simulated in time with crossings between steps, against the densities."""
