@@ -57,7 +57,7 @@ RESULTS, FIGURES = HERE / "results", HERE.parent / "paper" / "figures"
 FOLDS, REFERENCE = 5, "collapsing bound"
 # where data are read: shortest, longest time and horizon in seconds, and time steps
 # (against steps of 5 ms these err at the modes by .06 nats a data set at most under bounds without
-# leak or urgency, race and deadline, by .5 under time stops and by 8 under an SNR stop)
+# leak or urgency, race and deadline, by .03 under time stops and by .07 under an SNR stop)
 MONKEYS, PEOPLE = (0.1, 1.65, 1.7, 85), (0.0, 2.9, 2.9, 174)
 STUDIES = {"roitman2002-monkey-rdm": MONKEYS, "palmer2005-human-rdm": PEOPLE}
 GAIN = 12.0
