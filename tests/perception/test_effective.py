@@ -120,3 +120,20 @@ def test_a_mixture_of_one_strength_is_knowing_it():
 def test_nothing_can_be_known_at_strength_zero():
     with pytest.raises(ValueError, match="wanted above 0: leave out strength 0"):
         effective_weighting(torch.tensor([0.0, 1.0]), 0.8, grid(10, 1.0))
+
+
+@pytest.mark.parametrize("v", [0.7, 6.0, 20.0])
+def test_evidence_of_any_strength_is_summed(v):
+    """Against the killed density as a series of sines, and sums a hundred times as fine."""
+    a, time = 0.9, grid(120, 2.4)
+    got = effective_weighting(torch.tensor([v]), a, time)[0]
+    x = torch.linspace(-a, a, 20_001)
+    z = torch.linspace(-9.0, 9.0, 18_001)
+    n = torch.arange(1.0, 60.0)[:, None] * math.pi / (2 * a)
+    for i in (19, 59, 119):
+        s = time[i]
+        there = (torch.sin(n * (x + a)) * torch.sin(n * a) * torch.exp(-0.5 * n * n * s)).sum(0) / a
+        left = torch.trapezoid(there / torch.cosh(v * x), x)
+        normal = torch.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
+        free = torch.trapezoid(normal / torch.cosh(v * s.sqrt() * z), z)
+        assert got[i] == pytest.approx((left / free).item(), abs=2e-6)
