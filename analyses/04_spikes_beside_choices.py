@@ -46,7 +46,7 @@ from neurodiff.perception.driven import (
 
 HERE = Path(__file__).parent
 RESULTS, FIGURES = HERE / "results", HERE.parent / "paper" / "figures"
-RUNS = Path("runs/04-spikes")
+RUNS = HERE.parent / "runs" / "04-spikes"
 FOLDS, DRAWS, WIDTH = 5, 200, 0.05
 KNOTS = torch.tensor([0.2, 0.3, 0.45, 0.7, 1.1], dtype=torch.float64)
 ANIMALS = ("b", "n")
@@ -322,24 +322,24 @@ def pooled_times(train, test):
     return np.log(np.exp(-0.5 * z * z).mean(1) / (0.04 * np.sqrt(2 * np.pi)))
 
 
-def behaviour_from_spikes(data, fold, animal):
-    """Held-out choices and times (fold 0) under accumulators of the other trials' spikes."""
+def behaviour_from_spikes(data, fold, animal, k):
+    """Choices and times of fold k under accumulators of the other trials' spikes."""
     here, c = data["subject"].values == animal, strengths_of(data)
-    train, test = (data.isel(trial=here & keep) for keep in (fold != 0, fold == 0))
+    train, test = (data.isel(trial=here & keep) for keep in (fold != k, fold == k))
     trials = {n: torch.as_tensor(test[n].values) for n in ("strength", "signed_rt", "choice_known")}
-    own = {n: torch.as_tensor(v.values)[::2] for n, v in fitted(animal, 0).items()}
+    own = {n: torch.as_tensor(v.values)[::2] for n, v in fitted(animal, k).items()}
     motor = {n: own[n] for n in ("delay", "jitter", "lapse")}
     prior = prior_draws(accumulator(), 100)
     sources = {"behaviour": own, "prior": prior | motor, "prior, motor too": prior}
     found = [
-        [animal, "behaviour", n, float(v.mean()), float(v.std()), True] for n, v in own.items()
+        [animal, k, "behaviour", n, float(v.mean()), float(v.std()), True] for n, v in own.items()
     ]
     mixed = {"permuted": permuted(train), "shuffled": permuted(train, ("unit",))}
     for name, spikes in {"spikes": train, **mixed}.items():
         draws, sure = from_spikes(peri_stimulus(spikes, 0.1), c)
         draws = {n.removeprefix("drive."): v for n, v in draws.items()}
         found += [
-            [animal, name, n, float(v.mean()), float(v.std()), sure] for n, v in draws.items()
+            [animal, k, name, n, float(v.mean()), float(v.std()), sure] for n, v in draws.items()
         ]
         del draws["latency"]
         sources[name] = draws | motor
@@ -356,10 +356,10 @@ def behaviour_from_spikes(data, fold, animal):
         total = frame.groupby("unit", as_index=False).sum()
         each = frame.groupby("unit").size().to_numpy()
         scores.append(total.assign(subject=animal, source=name, trials=each))
-    pd.concat(scores).to_csv(RUNS / f"behaviour-{animal}.csv", index=False)
-    columns = ["subject", "source", "parameter", "mean", "sd", "converged"]
+    columns = ["subject", "fold", "source", "parameter", "mean", "sd", "converged"]
     accumulators = pd.DataFrame(found, columns=columns)
-    accumulators.to_csv(RUNS / f"accumulators-{animal}.csv", index=False)
+    accumulators.to_csv(RUNS / f"accumulators-{animal}-{k}.csv", index=False)
+    pd.concat(scores).to_csv(RUNS / f"behaviour-{animal}-{k}.csv", index=False)
 
 
 # %%
@@ -396,19 +396,28 @@ def run():
     for animal in ANIMALS:
         if not (RUNS / f"spikes-{animal}.csv").exists():
             spikes_from_behaviour(data, fold, animal)
-        if not (RUNS / f"behaviour-{animal}.csv").exists():
-            behaviour_from_spikes(data, fold, animal)
+        for k in range(FOLDS):
+            if not (RUNS / f"behaviour-{animal}-{k}.csv").exists():
+                behaviour_from_spikes(data, fold, animal, k)
     rates, neurons = zip(*(in_sample(data, fold, animal) for animal in ANIMALS), strict=True)
     keep(pd.concat(rates), "rates")
     keep(pd.concat(neurons), "neurons")
-    for name in ("spikes", "behaviour", "accumulators"):
-        table = pd.concat([pd.read_csv(RUNS / f"{name}-{animal}.csv") for animal in ANIMALS])
-        if name == "spikes":
-            by = ["subject", "drive", "unit"]
-            table = table.groupby(by, sort=False, as_index=False).agg(
-                elpd=("elpd", "sum"), spikes=("spikes", "sum"), k_hat=("k_hat", "max")
-            )
-        keep(table, name)
+    spikes = pd.concat([pd.read_csv(RUNS / f"spikes-{animal}.csv") for animal in ANIMALS])
+    by = ["subject", "drive", "unit"]
+    sums = {"elpd": ("elpd", "sum"), "spikes": ("spikes", "sum"), "k_hat": ("k_hat", "max")}
+    keep(spikes.groupby(by, sort=False, as_index=False).agg(**sums), "spikes")
+    from_all_spikes()
+
+
+def from_all_spikes():
+    """Scores of each neuron's choices and times over all folds, and the accumulators of each."""
+    scores, accumulators = (
+        pd.concat([pd.read_csv(RUNS / f"{n}-{a}-{k}.csv") for a in ANIMALS for k in range(FOLDS)])
+        for n in ("behaviour", "accumulators")
+    )
+    by = ["subject", "source", "unit"]
+    keep(scores.groupby(by, sort=False, as_index=False).sum(), "behaviour")
+    keep(accumulators, "accumulators")
 
 
 def keep(table, name):
@@ -532,7 +541,7 @@ def draw_gaps(ax, table, key, names):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Spikes and choices of the same trials.")
-    parser.add_argument("--fit", action="store_true", help="fit again (an hour)")
+    parser.add_argument("--fit", action="store_true", help="fit again (two hours)")
     torch.set_default_dtype(torch.float64)
     FIGURES.mkdir(parents=True, exist_ok=True)
     RESULTS.mkdir(exist_ok=True)
