@@ -18,6 +18,7 @@ of an exact denoiser. A picture shown in noise has no evidence above its own SNR
 there, which is kind (a′).
 """
 
+import math
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
@@ -33,7 +34,8 @@ from neurodiff.perception.observers import Categories
 from neurodiff.perception.stopping import Gauge, stopped
 
 # w = e^{−λ/rate}: a shift of λ is a factor, which the sensitivity has
-_EXPONENTIAL = ("flow-matching", "indi")
+_EXPONENTIAL = ("flow-matching", "indi", "v-cosine")
+_PART = 0.25  # nats, at most, between places where denoising may halt
 
 
 class Placed(Weighting):
@@ -139,14 +141,22 @@ class Tabled(nn.Module, ABC):
     middle: Tensor
     edges: Tensor
     stimulus: Tensor
+    width: Tensor
+    of: Tensor
 
     def __init__(
         self, weighting: Weighting, table: xr.Dataset, observer: Categories | None = None
     ) -> None:
         super().__init__()
         # float64 from the start: a cost is a small difference of large errors
-        error = torch.from_numpy(table["error"].values.astype(np.float64))
-        width = torch.from_numpy(table["width"].values.astype(np.float64))[:, None]
+        error = table["error"].transpose("stimulus", "label", "logsnr").values
+        error = torch.from_numpy(error.astype(np.float64))
+        width = table["width"].transpose("stimulus", "logsnr").values.astype(np.float64)
+        # the cells of most stimuli are alike: what a weighting is in them is computed once
+        shapes, of = np.unique(width, axis=0, return_inverse=True)
+        self.register_buffer("width", torch.from_numpy(shapes))
+        self.register_buffer("of", torch.from_numpy(of.ravel()))
+        width = torch.from_numpy(width)[:, None]
         if (bad := (torch.isnan(error) & (width > 0)).nonzero()).numel():
             raise ValueError(
                 f"the table is NaN at (stimulus, label, logsnr) = {tuple(bad[0].tolist())}, below "
@@ -163,9 +173,15 @@ class Tabled(nn.Module, ABC):
         self.register_buffer("stimulus", order)
         self.weighting = weighting
         self.observer = Categories(error.shape[1]) if observer is None else observer
-        spread = self.cost.sum(-1).std(1).median().item()
-        with torch.no_grad():  # where answers are neither all alike nor all guesses
-            self.observer.sensitivity.fill_(1.0 / max(spread, 1e-6))
+        if self.observer.labels != error.shape[1]:
+            raise ValueError(
+                f"got an observer of {self.observer.labels} labels and a table of "
+                f"{error.shape[1]}: give it as many"
+            )
+        if observer is None:
+            spread = self.cost.sum(-1).std(1).median().item()
+            with torch.no_grad():  # where answers are neither all alike nor all guesses
+                self.observer.sensitivity.fill_(1.0 / max(spread, 1e-6))
 
     @property
     def cells(self) -> int:
@@ -181,14 +197,14 @@ class Tabled(nn.Module, ABC):
             i = int(lost[0])
             raise ValueError(
                 f"trial {i} shows stimulus {trials['shown'][i]:g}, which the table of evidence "
-                f"lacks: it holds {len(order)}, {order.min()} to {order.max()}"
+                f"lacks: it holds {len(order)}, {self.stimulus.min()} to {self.stimulus.max()}"
             )
         return {"row": row.to(trials["shown"])}
 
     def centre(self, trials: dict[str, Tensor]) -> dict[str, Distribution]:
         """Default priors of what has a place on logsnr: Normal(middle of the grid, 5 nats)."""
         middle = self.middle.mean()
-        if isinstance(self.weighting, Placed):
+        if isinstance(self.weighting, Placed | Gauge):
             return {"weighting.shift": Normal(-middle, 5.0)}
         if isinstance(self.weighting, OneLevel):
             return {"weighting.loc": Normal(middle, 5.0)}
@@ -209,8 +225,9 @@ class AveragedEvidence(Tabled):
 
     .. math:: p = π\Big({-\frac s2} \int w\, m\,dλ\Big)
 
-    w is averaged over each cell of the table. A survival function is 1 where λ is low; any other
-    weighting is scaled to 1 at its largest, since its height is a sensitivity.
+    w is averaged over each cell of the table, or what of it lies below the stimulus's own logsnr. A
+    survival function is 1 where λ is low; any other weighting is scaled to 1 at its largest, since
+    its height is a sensitivity.
 
     Args:
         weighting: :class:`~neurodiff.SurvivalWeighting` of a law to learn, :class:`FreeWeights`,
@@ -239,13 +256,12 @@ class AveragedEvidence(Tabled):
 
     def chosen(self) -> Float[Tensor, "stimulus label"]:
         """Probability of each label for each stimulus, without lapses."""
-        node, part = np.polynomial.legendre.leggauss(4)
-        half = 0.5 * (self.edges[1] - self.edges[0])
-        w = self.weighting(self.middle[:, None] + half * torch.as_tensor(node).to(self.middle))
-        w = w.to(self.cost) @ (0.5 * torch.as_tensor(part)).to(self.cost)
+        node, part = (torch.as_tensor(x).to(self.cost) for x in np.polynomial.legendre.leggauss(8))
+        at = self.edges[:-1, None] + 0.5 * self.width[..., None] * (1 + node)
+        w = self.weighting(at).to(self.cost) @ (0.5 * part)
         if not isinstance(self.weighting, SurvivalWeighting):
-            w = w / w.amax()
-        return self.observer.answer(-self.cost @ w)
+            w = w / w.amax().clamp_min(torch.finfo(w.dtype).tiny)
+        return self.observer.answer(-(self.cost @ w[self.of][..., None])[..., 0])
 
 
 class StoppedEvidence(Tabled):
@@ -254,7 +270,9 @@ class StoppedEvidence(Tabled):
     .. math:: p = \frac{F(λ_0)}{K} + \sum_j [F(λ_{j+1}) - F(λ_j)]\, π\big({-s}\, C(\barλ_j)\big)
         + [1 - F(λ_J)]\, π\big({-s}\, C(λ_J)\big)
 
-    with the cells' edges λ_j and middles, and F the stopping law.
+    with F the stopping law, :math:`\barλ_j` the middle between λ_j and λ_{j+1}, which are a quarter
+    of a nat apart at most, and λ_J where the table ends or the stimulus's own logsnr. Within a cell
+    of the table the evidence goes up evenly.
 
     Args:
         weighting: :class:`~neurodiff.SurvivalWeighting` of a law to learn, or a monotone named
@@ -269,27 +287,40 @@ class StoppedEvidence(Tabled):
     """
 
     by: Tensor
+    ends: Tensor
 
     def __init__(
         self, weighting: Weighting, table: xr.Dataset, observer: Categories | None = None
     ) -> None:
         known = isinstance(weighting, SurvivalWeighting | Gauge) or weighting.name == "elbo"
         super().__init__(weighting if known else Gauge(weighting), table, observer)
-        # by the middle of each cell, and by the end
+        step = float(self.edges[1] - self.edges[0])
+        parts = max(1, math.ceil(step / _PART - 1e-6))
+        places = len(self.middle) * parts
+        fine = self.edges[0] + step / parts * torch.arange(places + 1).to(self.edges)
+        own = torch.where(self.width > 0, self.edges[:-1] + self.width, -torch.inf).amax(1)
+        ends = torch.minimum(fine, own[:, None])
+        cell = torch.arange(places) // parts
+        # how much of its cell has come in by the middle of a part
+        share = (0.5 * (ends[:, 1:] + ends[:, :-1]) - self.edges[cell]) / self.width[:, cell]
+        share = share.nan_to_num(0.0).clamp(0.0, 1.0)[self.of]
         whole = self.cost.cumsum(-1)
-        by = torch.cat([whole - 0.5 * self.cost, whole[..., -1:]], -1)
+        by = (whole - self.cost)[..., cell] + share[:, None] * self.cost[..., cell]
+        by = torch.cat([by, whole[..., -1:]], -1)
+        self.register_buffer("ends", ends)
         self.register_buffer("by", by.permute(2, 0, 1).contiguous())
 
     @property
     def cells(self) -> int:
         """Numbers in the largest temporary of one call."""
-        return self.cost.numel()
+        return self.by.numel()
 
     def chosen(self) -> Float[Tensor, "stimulus label"]:
         """Probability of each label for each stimulus, without lapses."""
         if self.weighting.name == "elbo":
             return self.observer.answer(-self.by[-1])
-        done = stopped(self.weighting, self.edges)  # pyright: ignore
-        mass = torch.cat([done.diff(), 1 - done[-1:]]).to(self.by)
+        done = stopped(self.weighting, self.ends)  # pyright: ignore
+        mass = torch.cat([done.diff(), 1 - done[:, -1:]], -1).to(self.by)
         answers = self.observer.answer(-self.by)
-        return done[0] / answers.shape[-1] + torch.einsum("j,jnk->nk", mass, answers)
+        none = done[self.of, :1] / answers.shape[-1]
+        return none + torch.einsum("nj,jnk->nk", mass[self.of], answers)
