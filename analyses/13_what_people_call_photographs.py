@@ -23,6 +23,7 @@
 import argparse
 import copy
 import itertools
+import json
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -270,35 +271,43 @@ def softest(models, counts, some):
 
 @on_one_thread
 def run(count):
+    """All rows; what a row has left in the run's folder is not fitted again."""
     table, counts, labels = people(count)
-    found, notes = {}, []
-    for name, p in known(counts, labels):
-        found[name, "label known"] = p
+    found = {(name, "label known"): p for name, p in known(counts, labels)}
+    notes = []
+
+    def row(name, kind, predict, first=count):
+        path = RUNS / f"fit-{count:05d}" / f"{name}, {kind}.npz"
+        path.parent.mkdir(exist_ok=True)
+        if not path.exists():
+            p, each = by_fold(first, predict)
+            np.savez(path.with_suffix(".part.npz"), p=p, notes=json.dumps(each))
+            path.with_suffix(".part.npz").replace(path)
+        kept = np.load(path)
+        found[name, kind] = p = kept["p"]
+        each = json.loads(str(kept["notes"]))
+        notes.extend({"hypothesis": name, "kind": kind, "fold": k, **n} for k, n in enumerate(each))
+        print(name, kind, round(next(scores(p, counts[:first]))[1], 4), flush=True)
+
     for name, kind, model in hypotheses(table):
-        p, each = by_fold(len(counts), lambda some, m=model: fitted(m, counts, some))
-        found[name, kind] = p
-        notes += [{"hypothesis": name, "kind": kind, "fold": k, **n} for k, n in enumerate(each)]
-        print(name, kind, round(next(scores(p, counts))[1], 4), flush=True)
+        row(name, kind, lambda some, m=model: fitted(m, counts, some))
     few = min(count, BLURRED)
     soft = [AveragedEvidence(nd.weighting("elbo"), joined(few, w)) for w in BLURS]
-    p, each = by_fold(few, lambda some: softest(soft, counts[:few], some))
-    found["a blur, elbo", "averaged"] = p
-    notes += [
-        {"hypothesis": "blur", "kind": "averaged", "fold": k, **n} for k, n in enumerate(each)
-    ]
-    for name, kind, model in [
-        ("logistic", "averaged", AveragedEvidence(nd.SurvivalWeighting(nd.laws.Logistic()), table)),
-        ("free weights", "averaged",
-         AveragedEvidence(FreeWeights(torch.tensor(table["logsnr"].values).double()), table)),
-        ("logistic", "stopped", StoppedEvidence(nd.SurvivalWeighting(nd.laws.Logistic()), table)),
-    ]:  # fmt: skip
-        p, each = by_fold(len(counts), lambda some, m=model: fitted(m, counts, some, labels))
-        found[f"{name}, fitted to labels", kind] = p
-        notes += [
-            {"hypothesis": f"{name}, fitted to labels", "kind": kind, "fold": k, **n}
-            for k, n in enumerate(each)
-        ]
+    row("a blur, elbo", "averaged", lambda some: softest(soft, counts[:few], some), few)
+    for name, kind, model in of_labels(table):
+        row(name, kind, lambda some, m=model: fitted(m, counts, some, labels))
     save(found, notes, counts)
+
+
+def of_labels(table):
+    """Models whose weightings are fitted to the true labels."""
+    logistic, logsnr = nd.laws.Logistic, torch.tensor(table["logsnr"].values).double()
+    for name, kind, model in (
+        ("logistic", "averaged", AveragedEvidence(nd.SurvivalWeighting(logistic()), table)),
+        ("free weights", "averaged", AveragedEvidence(FreeWeights(logsnr), table)),
+        ("logistic", "stopped", StoppedEvidence(nd.SurvivalWeighting(logistic()), table)),
+    ):
+        yield f"{name}, fitted to labels", kind, model
 
 
 def save(found, notes, counts):

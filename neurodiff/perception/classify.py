@@ -35,6 +35,7 @@ from neurodiff.perception.stopping import Gauge, stopped
 
 # w = e^{−λ/rate}: a shift of λ is a factor, which the sensitivity has
 _EXPONENTIAL = ("flow-matching", "indi", "v-cosine")
+_SOME = 512  # stimuli whose answers are computed at once
 _PART = 0.25  # nats, at most, between places where denoising may halt
 
 
@@ -308,7 +309,7 @@ class StoppedEvidence(Tabled):
         by = (whole - self.cost)[..., cell] + share[:, None] * self.cost[..., cell]
         by = torch.cat([by, whole[..., -1:]], -1)
         self.register_buffer("ends", ends)
-        self.register_buffer("by", by.permute(2, 0, 1).contiguous())
+        self.register_buffer("by", by)
 
     @property
     def cells(self) -> int:
@@ -318,9 +319,11 @@ class StoppedEvidence(Tabled):
     def chosen(self) -> Float[Tensor, "stimulus label"]:
         """Probability of each label for each stimulus, without lapses."""
         if self.weighting.name == "elbo":
-            return self.observer.answer(-self.by[-1])
+            return self.observer.answer(-self.by[..., -1])
         done = stopped(self.weighting, self.ends)  # pyright: ignore
         mass = torch.cat([done.diff(), 1 - done[:, -1:]], -1).to(self.by)
-        answers = self.observer.answer(-self.by)
-        none = done[self.of, :1] / answers.shape[-1]
-        return none + torch.einsum("nj,jnk->nk", mass[self.of], answers)
+        mass, none = mass[self.of], done[self.of, :1] / self.observer.labels
+        each = []  # some stimuli at a time stay in the processor's cache
+        for by, of in zip(self.by.split(_SOME), mass.split(_SOME), strict=True):
+            each.append((self.observer.answer(-by, 1) @ of[..., None])[..., 0])
+        return none + torch.cat(each)

@@ -133,9 +133,9 @@ class Categories(nn.Module):
         self.sensitivity = nn.Parameter(torch.tensor(1.0))
         self.lapse = nn.Parameter(torch.tensor(0.02))
 
-    def answer(self, evidence: Float[Tensor, "... label"]) -> Float[Tensor, "... label"]:
-        """Probability of each label without lapses."""
-        return (self.sensitivity * evidence).softmax(-1)
+    def answer(self, evidence: Float[Tensor, "*any"], dim: int = -1) -> Float[Tensor, "*any"]:
+        """Probability of each label, which are along ``dim``, without lapses."""
+        return (self.sensitivity * evidence).softmax(dim)
 
     def forward(self, p: Float[Tensor, "*trial label"], trials: dict[str, Tensor]) -> Distribution:
         """The distribution of the label that is chosen."""
