@@ -36,7 +36,7 @@ from neurodiff.diffusion.denoiser import Denoiser
 from neurodiff.diffusion.logsnr import alpha, sigma
 from neurodiff.diffusion.parameterization import like
 from neurodiff.diffusion.progress import progress
-from neurodiff.perception.elimination import behind, quarters
+from neurodiff.perception.elimination import behind, fill, quarters
 
 _PART = 64  # stimuli in one part of a table: what a kill can lose
 
@@ -69,8 +69,8 @@ def evidence(
         batch: pictures a call of the denoiser, which bounds the memory.
         lag: nats by which a label may lie behind the best, in ½ Σ error, before it is looked at no
             more (:func:`~neurodiff.perception.elimination.safe_lag`); what is left out is filled
-            with the error of the best label. For the label of least error alone: how far others
-            lie behind, which graded answers hang on, stands still.
+            with the error of the label that wins. For the label of least error alone: how far
+            others lie behind in the end, which graded answers hang on, is not known.
         path: a netCDF file. What is done lies beside it, in parts, and a run that was stopped goes
             on from there; a file that is there is read.
         device: where the denoiser runs.
@@ -98,7 +98,9 @@ def evidence(
     own = own.to(stimuli if stimuli.is_floating_point() else logsnr)
     at, width = _cells(logsnr.to(own), own)
     _refuse_noise(stimuli, own)
-    wanted = _hash(denoiser, stimuli, own, labels, logsnr, pairs, seed, lag)
+    # tables that were filled otherwise, with each level's least error, must not be read
+    how = () if math.isinf(lag) else ("filled by the winner",)
+    wanted = _hash(denoiser, stimuli, own, labels, logsnr, pairs, seed, lag, *how)
     if path is not None and path.exists():
         return _read(path, wanted)
     denoiser = denoiser.eval()
@@ -150,7 +152,8 @@ def _make(
         kept = torch.ones(len(look.some), len(coords["label"]), dtype=torch.bool)
         for some in quarters(look.at.shape[1]):
             _errors(denoiser, look, noise, coords["label"], batch, device, some, kept, errors)
-            kept &= behind(errors.mean(0), look.width) <= lag
+            kept &= ~(behind(errors.mean(0), look.width, kept) > lag)
+        errors = fill(errors, look.width, kept)
         _write(_table(errors.mT, look, coords, digest), file)
     return file
 
@@ -220,10 +223,6 @@ def _errors(
         cross = eps.square().sum(1) + 2 / root * (eps * off).sum(1)
         error = off.square().sum(1) - torch.where(over > 0, over * cross, 0.0)
         errors[pair, n, j, k] = error.reshape(2, -1).mean(0).to(errors)
-    if not kept.all():  # what was given up stays as far behind as it was
-        best = errors[:, :, some].nan_to_num(torch.inf).amin(-1, keepdim=True)
-        fill = torch.isnan(errors[:, :, some]) & (look.width[:, some, None] > 0)
-        errors[:, :, some] = torch.where(fill, best, errors[:, :, some])
 
 
 def _table(errors: Tensor, look: _Look, coords: dict, digest: str) -> xr.Dataset:
@@ -242,7 +241,7 @@ def _table(errors: Tensor, look: _Look, coords: dict, digest: str) -> xr.Dataset
     return table
 
 
-def _hash(denoiser: Denoiser, *of: Tensor | Sequence[int] | int | float) -> str:
+def _hash(denoiser: Denoiser, *of: Tensor | Sequence[int] | float | str) -> str:
     """Of the weights, the stimuli, the labels, the grid and the noise."""
     digest = hashlib.sha256(repr(denoiser).encode())
     for value in [*denoiser.state_dict().values(), *of]:

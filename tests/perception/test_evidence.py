@@ -202,6 +202,55 @@ def test_labels_given_up_seldom_win():
     assert np.mean(lost) < 0.05 + 3 * 0.05 / 6**0.5
 
 
+class Tabled(Denoiser):
+    """Errs by given numbers: (stimulus, label, logsnr), of stimuli n / 1000 and at high logsnr."""
+
+    def __init__(self, errors, grid):
+        super().__init__()
+        self.errors, self.grid = errors, grid
+
+    def forward(self, z, logsnr, cond=None):
+        n = (1000 * z[:, 0] / torch.sigmoid(logsnr).sqrt()).round().long()
+        level = (logsnr[:, None] - self.grid).abs().argmin(1)
+        off = (-0.5 * logsnr).exp() * self.errors[n, cond, level].sqrt()
+        return (n / 1000 - off)[:, None]
+
+
+def tabled(errors, **given):
+    grid = torch.arange(20.0, 20.0 + errors.shape[2], dtype=torch.float64)
+    x = torch.arange(len(errors), dtype=torch.float64)[:, None] / 1000
+    return evidence(Tabled(errors, grid), x, range(errors.shape[1]), grid, pairs=1, **given)
+
+
+def test_a_label_given_up_does_not_catch_up():
+    # two that are better in turn, 3 nats behind at most, and one that is far behind at once
+    turns = torch.tensor([[6.0, 0.0] * 4, [0.5, 6.0] * 4, [10.0] * 8]).double()[None]
+    whole, short = tabled(turns), tabled(turns, lag=1.5)
+    assert np.allclose(whole["error"], turns, atol=1e-6)
+    assert np.allclose(short["error"][0, :2], turns[0, :2], atol=1e-6)
+    # C was asked twice, and then stands where it stood to A, which wins: 10 to 3
+    assert np.allclose(short["error"][0, 2], [10.0, 10.0, *turns[0, 0, 2:]], atol=1e-6)
+    assert np.allclose(0.5 * final(short), [12.0, 13.0, 19.0])
+
+
+def test_the_risk_is_kept_where_labels_overtake_each_other():
+    # errors drawn anew at each level, where each level's least error is far below any label's own
+    g = torch.Generator().manual_seed(0)
+    errors = 4 * torch.rand(400, 6, 8, generator=g, dtype=torch.float64)
+    errors += 2 * torch.rand(400, 6, 1, generator=g, dtype=torch.float64)
+    whole = tabled(errors)
+    lost, given_up = [], []
+    for half in (np.arange(200), np.arange(200, 400)):
+        lag, rest = safe_lag(whole.isel(stimulus=half), risk=0.1), np.setdiff1d(range(400), half)
+        short = tabled(errors, lag=lag)
+        lost.append((final(short).argmin(1) != final(whole).argmin(1))[rest].mean())
+        given_up.append(1 - np.isclose(short["error"], whole["error"], rtol=1e-6).mean())
+        assert np.isfinite(short["error"]).all()
+    assert min(given_up) > 0.2
+    # of 200 each, by a quantile of 200: s.d. of a half √(2 risk (1 - risk) / 200)
+    assert np.mean(lost) < 0.1 + 3 * (2 * 0.1 * 0.9 / 200 / 2) ** 0.5
+
+
 def test_giving_up_saves_and_without_a_lag_nothing_changes():
     denoiser, x = near_classes(40, 1)
 
