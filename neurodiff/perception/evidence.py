@@ -169,6 +169,9 @@ def _cells(logsnr: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
         )
     low = logsnr - 0.5 * step[0]
     width = (torch.minimum(low + step[0], own[:, None]) - low).clamp_min(0.0)
+    # of a sliver, which says nothing, the middle is at λ_s but for rounding, and 1/√r is infinite
+    sliver = (width < 1e-5 * step[0]) | (low + 0.5 * width >= own[:, None])
+    width = width.masked_fill(sliver, 0.0)
     if (empty := (width.sum(1) == 0).nonzero()).numel():
         raise ValueError(
             f"stimulus {int(empty[0])} has a logsnr of {own[empty[0]].item():g}, below the whole "
@@ -215,7 +218,7 @@ def _errors(
         level, own = look.at[n, j].to(device), look.own[n].to(device)
         eps, y = torch.cat([eps, -eps]), torch.cat([y, y])
         level, over = level.repeat(2), (level - own).exp().repeat(2)  # e^(λ − λ_s) is 1 − r
-        root = (1 - over).sqrt()
+        root = (-torch.expm1(level - own.repeat(2))).sqrt()
         z = like(alpha(level), y) * y + like(sigma(level) * root, y) * eps
         # D = (α/σ)(y − x̂) is √r ε less than ε̂; where the picture is clean the error is |D|²
         off = like((0.5 * level).exp(), y) * (y - denoiser(z, level, known[k.to(device)].repeat(2)))

@@ -81,6 +81,21 @@ def test_nothing_is_asked_above_the_stimulus():
     assert np.allclose(width[1], 0.5)
 
 
+def test_a_logsnr_at_the_edge_of_a_cell_gives_numbers():
+    # in float32 the cell that ends at 0 leaves slivers of 1e-8, or of a rounding at 10
+    one, other = (p.float() for p in two_classes())
+    off = torch.cat([torch.zeros(1), torch.logspace(-9, -3, 100), -torch.logspace(-9, -3, 100)])
+    for at, step in ((0.0, 0.1), (10.0, 0.1), (10.0, 0.01), (-3.0, 0.7)):
+        grid = torch.linspace(at - 2.5 * step, at + 6.5 * step, 10)
+        table = evidence(
+            ByLabel(one, other), torch.zeros(201, 3), [0, 1], grid, stimulus_logsnr=at + off * step
+        )
+        asked = (table["width"].values > 0)[:, None].repeat(2, 1)
+        assert np.array_equal(np.isfinite(table["error"].values), asked)
+        assert np.isnan(table["error"].values[:, :, 4:]).all()
+        assert np.allclose(table["width"].sum("logsnr"), 3 * step, atol=2e-3 * step + 4e-6)
+
+
 def test_noise_is_shared_over_labels_and_batches_do_not_matter():
     one, _ = two_classes()
     x = pictures(5)
