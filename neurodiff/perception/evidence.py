@@ -17,7 +17,6 @@ exact denoiser, and a weighting or a stopping law says how an observer uses it
 """
 
 import contextlib
-import hashlib
 import math
 import tempfile
 from collections.abc import Sequence
@@ -26,7 +25,6 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import xarray as xr
 from jaxtyping import Float, Shaped
@@ -37,6 +35,7 @@ from neurodiff.diffusion.logsnr import alpha, sigma
 from neurodiff.diffusion.parameterization import like
 from neurodiff.diffusion.progress import progress
 from neurodiff.perception.elimination import behind, fill, quarters
+from neurodiff.perception.stored import digest, read, write
 
 _PART = 64  # stimuli in one part of a table: what a kill can lose
 
@@ -100,9 +99,9 @@ def evidence(
     _refuse_noise(stimuli, own)
     # tables that were filled otherwise, with each level's least error, must not be read
     how = () if math.isinf(lag) else ("filled by the winner",)
-    wanted = _hash(denoiser, stimuli, own, labels, logsnr, pairs, seed, lag, *how)
+    wanted = digest(denoiser, stimuli, own, labels, logsnr, pairs, seed, lag, *how)
     if path is not None and path.exists():
-        return _read(path, wanted)
+        return read(path, wanted)
     denoiser = denoiser.eval()
     coords = {"label": list(labels), "logsnr": logsnr.numpy()}
     home = contextlib.nullcontext(None) if path is not None else tempfile.TemporaryDirectory()
@@ -115,9 +114,9 @@ def evidence(
         for file, some in zip((executor or _Here).map(make, looks), parts, strict=True):
             files.append(file)
             advance(len(some))
-        whole = xr.concat([_read(file, wanted) for file in files], "stimulus")
+        whole = xr.concat([read(file, wanted) for file in files], "stimulus")
         if path is not None:
-            _write(whole, path)
+            write(whole, path)
             for file in files:
                 file.unlink()
             folder.rmdir()
@@ -142,10 +141,10 @@ class _Look(NamedTuple):
 
 def _make(
     denoiser: Denoiser, coords: dict, pairs: int, seed: int, batch: int, lag: float, device: str,
-    folder: Path, digest: str, look: _Look,
+    folder: Path, wanted: str, look: _Look,
 ) -> Path:  # fmt: skip
     """One part of a table: the file that holds it, made unless it is there."""
-    file = folder / f"{int(look.some[0]):08d}-{digest[:12]}.nc"
+    file = folder / f"{int(look.some[0]):08d}-{wanted[:12]}.nc"
     if not file.exists():
         noise, denoiser = _noise(look, pairs, seed), denoiser.to(device)
         errors = look.stimuli.new_full((pairs, *look.at.shape, len(coords["label"])), torch.nan)
@@ -154,7 +153,7 @@ def _make(
             _errors(denoiser, look, noise, coords["label"], batch, device, some, kept, errors)
             kept &= ~(behind(errors.mean(0), look.width, kept) > lag)
         errors = fill(errors, look.width, kept)
-        _write(_table(errors.mT, look, coords, digest), file)
+        write(_table(errors.mT, look, coords, wanted), file)
     return file
 
 
@@ -228,7 +227,7 @@ def _errors(
         errors[pair, n, j, k] = error.reshape(2, -1).mean(0).to(errors)
 
 
-def _table(errors: Tensor, look: _Look, coords: dict, digest: str) -> xr.Dataset:
+def _table(errors: Tensor, look: _Look, coords: dict, wanted: str) -> xr.Dataset:
     dims, pairs = ("stimulus", "label", "logsnr"), len(errors)
     se = errors.std(0) / pairs**0.5 if pairs > 1 else torch.full_like(errors[0], torch.nan)
     table = xr.Dataset(
@@ -238,52 +237,7 @@ def _table(errors: Tensor, look: _Look, coords: dict, digest: str) -> xr.Dataset
             "width": (("stimulus", "logsnr"), look.width.numpy(), {"units": "nats"}),
         },
         {"stimulus": look.some.numpy(), **coords},
-        {"of": digest, "pairs": pairs},
+        {"of": wanted, "pairs": pairs},
     )
     table["logsnr"].attrs["units"] = "nats"
-    return table
-
-
-def _hash(denoiser: Denoiser, *of: Tensor | Sequence[int] | float | str) -> str:
-    """Of the weights, the stimuli, the labels, the grid and the noise."""
-    digest = hashlib.sha256(repr(denoiser).encode())
-    for value in [*denoiser.state_dict().values(), *of]:
-        values = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
-        digest.update(f"{values.dtype}{values.shape}".encode() + values.tobytes())
-    return digest.hexdigest()
-
-
-def _write(table: xr.Dataset, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".part")
-    table.to_netcdf(aside, engine="h5netcdf")
-    aside.replace(path)
-
-
-def read_table(path: Path) -> xr.Dataset:
-    """A table that :func:`evidence` has left.
-
-    Raises:
-        ValueError: The file is missing, broken, or holds something else.
-    """
-    try:
-        with xr.open_dataset(path, engine="h5netcdf") as file:
-            table = file.load()
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is no whole table ({error}): remove it to begin anew") from error
-    if lacking := {"error", "width"} - set(map(str, table)):
-        raise ValueError(
-            f"{path} has no {' and no '.join(sorted(lacking))} (it holds: "
-            f"{', '.join(map(str, table.variables))}); wanted a table of evidence"
-        )
-    return table
-
-
-def _read(path: Path, digest: str) -> xr.Dataset:
-    table = read_table(path)
-    if table.attrs.get("of") != digest:
-        raise ValueError(
-            f"{path} is a table of other weights, stimuli, labels, levels or noise (its hash is "
-            f"{str(table.attrs.get('of'))[:12]}, wanted {digest[:12]}): name another file"
-        )
     return table

@@ -1,0 +1,64 @@
+r"""Tables of evidence on disk: what each one is of, whether it is whole, and how it is written.
+
+.. math:: \text{of} = \mathrm{sha256}(\text{denoiser}, x, λ_s, k, λ, \text{noise})
+
+A table takes hours, so it is read again where it is there; but one of other weights, stimuli,
+labels, levels or noise never is.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+from torch import Tensor
+
+from neurodiff.diffusion.denoiser import Denoiser
+
+
+def digest(denoiser: Denoiser, *of: Tensor | Sequence[int] | float | str) -> str:
+    """Of the weights, the stimuli, the labels, the grid and the noise."""
+    made = hashlib.sha256(repr(denoiser).encode())
+    for value in [*denoiser.state_dict().values(), *of]:
+        values = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+        made.update(f"{values.dtype}{values.shape}".encode() + values.tobytes())
+    return made.hexdigest()
+
+
+def write(table: xr.Dataset, path: Path) -> None:
+    """The file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(".part")
+    table.to_netcdf(aside, engine="h5netcdf")
+    aside.replace(path)
+
+
+def read_table(path: Path) -> xr.Dataset:
+    """A table that :func:`evidence` has left.
+
+    Raises:
+        ValueError: The file is missing, broken, or holds something else.
+    """
+    try:
+        with xr.open_dataset(path, engine="h5netcdf") as file:
+            table = file.load()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is no whole table ({error}): remove it to begin anew") from error
+    if lacking := {"error", "width"} - set(map(str, table)):
+        raise ValueError(
+            f"{path} has no {' and no '.join(sorted(lacking))} (it holds: "
+            f"{', '.join(map(str, table.variables))}); wanted a table of evidence"
+        )
+    return table
+
+
+def read(path: Path, wanted: str) -> xr.Dataset:
+    """A table of what has that digest, and no other."""
+    table = read_table(path)
+    if table.attrs.get("of") != wanted:
+        raise ValueError(
+            f"{path} is a table of other weights, stimuli, labels, levels or noise (its hash is "
+            f"{str(table.attrs.get('of'))[:12]}, wanted {wanted[:12]}): name another file"
+        )
+    return table
