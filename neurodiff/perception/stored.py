@@ -12,18 +12,33 @@ from pathlib import Path
 
 import numpy as np
 import xarray as xr
-from torch import Tensor
+from torch import Tensor, nn
 
+from neurodiff.diffusion import networks
 from neurodiff.diffusion.denoiser import Denoiser
 
 
 def digest(denoiser: Denoiser, *of: Tensor | Sequence[int] | float | str) -> str:
-    """Of the weights, the stimuli, the labels, the grid and the noise."""
+    """Of the weights, the plain numbers, the stimuli, the labels, the grid and the noise."""
     made = hashlib.sha256(repr(denoiser).encode())
-    for value in [*denoiser.state_dict().values(), *of]:
+    for value in [*denoiser.state_dict().values(), *of, *_plain(denoiser)]:
         values = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
         made.update(f"{values.dtype}{values.shape}".encode() + values.tobytes())
     return made.hexdigest()
+
+
+def _plain(denoiser: Denoiser) -> list[str]:
+    """Numbers and words that are attributes, such as a guide's scale, unless ``repr`` says them."""
+    found = []
+    for where, module in denoiser.named_modules():
+        if type(module).__module__.startswith(("torch.", networks.__name__)):
+            continue  # their weights tell; and tables of them that exist stay readable
+        for name in sorted(vars(module).keys() - vars(nn.Module()).keys()):
+            value = vars(module)[name]
+            says = f"{name}={value!r}"
+            if isinstance(value, int | float | str) and says not in module.extra_repr():
+                found.append(f"{where}.{says}")
+    return found
 
 
 def write(table: xr.Dataset, path: Path) -> None:

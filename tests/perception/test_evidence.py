@@ -1,16 +1,21 @@
 """Tables of evidence: against exact likelihoods, closed forms, and runs that were stopped."""
 
+import hashlib
+
 import numpy as np
 import pytest
 import torch
 import xarray as xr
 
-from neurodiff.diffusion.denoiser import ByLabel, Denoiser
+from neurodiff.diffusion.denoiser import ByLabel, Denoiser, LevelDenoiser, NetworkDenoiser
+from neurodiff.diffusion.guidance import Auto, CfgZero, Classifier, ClassifierFree
 from neurodiff.diffusion.likelihood import denoising_error
+from neurodiff.diffusion.networks import UNet
 from neurodiff.diffusion.prior import Gaussian, GaussianMixture
 from neurodiff.inference.pool import workers
 from neurodiff.perception.elimination import safe_lag
 from neurodiff.perception.evidence import evidence
+from neurodiff.perception.stored import digest
 
 GRID = torch.linspace(-11.75, 7.75, 40, dtype=torch.float64)
 
@@ -114,12 +119,12 @@ class Stops(Denoiser):
 
     def __init__(self, inner, calls):
         super().__init__()
-        self.inner, self.calls = inner, calls
+        self.inner, self.calls = inner, [calls]  # a plain number would be part of what it is
 
     def forward(self, z, logsnr, cond=None):
-        if self.calls == 0:
+        if self.calls[0] == 0:
             raise KeyboardInterrupt
-        self.calls -= 1
+        self.calls[0] -= 1
         return self.inner(z, logsnr, cond)
 
 
@@ -161,6 +166,34 @@ def test_a_table_of_other_weights_is_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(ValueError, match="no whole table"):
         evidence(ByLabel(one, other), pictures(2), [0, 1], GRID[::8], path=path)
+
+
+def test_a_table_of_another_scale_is_refused(tmp_path):
+    one, other = two_classes()
+    path, good, bad = tmp_path / "table.nc", ByLabel(one, other), ByLabel(other, one)
+    evidence(Auto(good, bad, 1.0), pictures(2), [0, 1], GRID[::8], path=path)
+    with pytest.raises(ValueError, match="of other weights"):
+        evidence(Auto(good, bad, 3.0), pictures(2), [0, 1], GRID[::8], path=path)
+    for make in (
+        lambda s: ClassifierFree(one, s),
+        lambda s: Classifier(one, one.log_prob, s),
+        lambda s: CfgZero(one, s),
+        lambda s: CfgZero(one, 2.0, still=s),
+        lambda s: Auto(good, ClassifierFree(one, s), 2.0),  # a guide inside
+    ):
+        assert digest(make(1.0)) == digest(make(1.0)) != digest(make(3.0))
+
+
+def test_the_digest_of_a_network_is_of_its_words_and_weights():
+    # as it was before plain numbers counted: tables that took hours stay readable
+    network = UNet(1, 32, (1, 2), attention=[1], classes=3)
+    for denoiser in (NetworkDenoiser(network, "v"), LevelDenoiser(network, 4), two_classes()[0]):
+        wanted = hashlib.sha256(repr(denoiser).encode())
+        for value in denoiser.state_dict().values():
+            array = value.numpy()
+            wanted.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
+        assert digest(denoiser) == wanted.hexdigest()
+    assert digest(NetworkDenoiser(network, "v")) != digest(NetworkDenoiser(network, "eps"))
 
 
 @pytest.mark.parametrize(
