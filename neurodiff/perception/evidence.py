@@ -71,7 +71,7 @@ def evidence(
             with the error of the label that wins. For the label of least error alone: how far
             others lie behind in the end, which graded answers hang on, is not known.
         path: a netCDF file. What is done lies beside it, in parts, and a run that was stopped goes
-            on from there; a file that is there is read.
+            on from there; a file that is there is read. Parts of other settings stay.
         device: where the denoiser runs.
         executor: where parts are made side by side; in this process by default.
 
@@ -119,7 +119,8 @@ def evidence(
             write(whole, path)
             for file in files:
                 file.unlink()
-            folder.rmdir()
+            if not any(folder.iterdir()):  # parts of other settings may be hours of work: they stay
+                folder.rmdir()
     return whole
 
 

@@ -146,6 +146,21 @@ def test_goes_on_where_it_was_stopped(tmp_path):
     )
 
 
+def test_parts_of_other_settings_are_left(tmp_path):
+    one, other = two_classes()
+    x, path = pictures(100), tmp_path / "table.nc"
+    with pytest.raises(KeyboardInterrupt):
+        evidence(Stops(ByLabel(one, other), 5), x, [0, 1], GRID[::8], path=path)
+    (left,) = (tmp_path / "table.parts").iterdir()
+    whole = evidence(ByLabel(one, other), x, [0, 1], GRID[::8], seed=1, path=path)
+    xr.testing.assert_identical(evidence(ByLabel(one, other), x, [0, 1], GRID[::8], seed=1), whole)
+    assert list((tmp_path / "table.parts").iterdir()) == [left]
+    # and serve when their setting comes again, after which the folder goes
+    path.rename(tmp_path / "one.nc")
+    evidence(Stops(ByLabel(one, other), 5), x, [0, 1], GRID[::8], path=path)  # of 10
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["one.nc", "table.nc"]
+
+
 @pytest.mark.slow
 def test_workers_make_the_same_table(tmp_path):
     one, other = (p.float() for p in two_classes())
