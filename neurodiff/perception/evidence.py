@@ -25,6 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import xarray as xr
 from jaxtyping import Float, Shaped
@@ -51,7 +52,7 @@ def evidence(
     seed: int = 0,
     batch: int = 512,
     lag: float = math.inf,
-    path: Path | None = None,
+    path: Path | str | None = None,
     device: str = "cpu",
     executor: Executor | None = None,
 ) -> xr.Dataset:
@@ -81,8 +82,9 @@ def evidence(
         cell that it divides is looked at in the middle of what is left.
 
     Raises:
-        ValueError: noisy pictures without their logsnr, a grid that is not even, a file of other
-            weights, stimuli, labels, grid or noise.
+        ValueError: noisy pictures without their logsnr, a grid that is not even, labels that are
+            not different whole numbers, no stimuli, pairs, batch or a lag that are too small; a
+            file of other weights, stimuli, labels, grid or noise.
 
     References: Clark & Jaini 2023 and Li et al. 2023, for clean pictures.
 
@@ -93,6 +95,8 @@ def evidence(
     >>> table["error"].shape, round(float(table["error"][0, 0, 4]), 1)    # 3 sig(0)²
     ((2, 2, 9), 0.8)
     """
+    _refuse(stimuli, labels, logsnr, stimulus_logsnr, pairs, batch, lag)
+    path = None if path is None else Path(path)
     own = torch.full((len(stimuli),), torch.inf) if stimulus_logsnr is None else stimulus_logsnr
     own = own.to(stimuli if stimuli.is_floating_point() else logsnr)
     at, width = _cells(logsnr.to(own), own)
@@ -178,6 +182,38 @@ def _cells(logsnr: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
             f"grid, which begins at {low[0]:g}: begin lower"
         )
     return low + 0.5 * width, width
+
+
+def _refuse(
+    stimuli: Tensor, labels: Sequence[int], logsnr: Tensor, own: Tensor | None, pairs: int,
+    batch: int, lag: float,
+) -> None:  # fmt: skip
+    for name, value in {"stimuli": stimuli, "logsnr": logsnr, "stimulus_logsnr": own}.items():
+        if not isinstance(value, Tensor) and (value is not None or name != "stimulus_logsnr"):
+            raise ValueError(f"got {name} of {type(value)}, wanted a tensor: torch.tensor({name})")
+    shape, named = tuple(stimuli.shape), np.asarray(labels)
+    whole = named.ndim == 1 and named.dtype.kind in "iu" and len(named) > 0
+    for wrong, words in (
+        (
+            0 in shape or not shape,
+            f"stimuli of shape {shape}, wanted (stimulus, *event), at least one",
+        ),
+        (
+            own is not None and tuple(own.shape) != shape[:1],
+            f"a stimulus_logsnr of shape {() if own is None else tuple(own.shape)} for stimuli of "
+            f"shape {shape}, wanted one value for each stimulus, inf where it is clean",
+        ),
+        (
+            not whole or named.min() < 0 or len(set(named.tolist())) < len(named),
+            f"the labels {named.tolist()}, wanted whole numbers from 0, each once, as the denoiser "
+            "takes them, such as range(10): name them afterwards, table.assign_coords(label=names)",
+        ),
+        (pairs < 1, f"{pairs} pairs of noise, wanted at least 1, or 2 for a standard error"),
+        (batch < 1, f"a batch of {batch}, wanted at least 1"),
+        (not lag >= 0, f"a lag of {lag} nats, wanted 0 or more, inf to look at every label"),
+    ):
+        if wrong:
+            raise ValueError(f"got {words}")
 
 
 def _refuse_noise(stimuli: Tensor, own: Tensor) -> None:

@@ -140,9 +140,9 @@ def test_goes_on_where_it_was_stopped(tmp_path):
     found = evidence(left, x, [0, 1], GRID[::8], path=path, batch=64 * 5)
     xr.testing.assert_identical(found, whole)
     assert [p.name for p in tmp_path.iterdir()] == ["table.nc"]
-    # a third call reads
+    # a third call reads, a name in words too
     xr.testing.assert_identical(
-        evidence(Stops(ByLabel(one, other), 0), x, [0, 1], GRID[::8], path=path), whole
+        evidence(Stops(ByLabel(one, other), 0), x, [0, 1], GRID[::8], path=str(path)), whole
     )
 
 
@@ -221,6 +221,20 @@ def test_the_digest_of_a_network_is_of_its_words_and_weights():
         ({"logsnr": torch.tensor([0.0])}, "equal steps"),
         ({"stimulus_logsnr": torch.tensor([0.0, -20.0])}, "stimulus 1 has a logsnr of -20"),
         ({"labels": [0, 2]}, "wanted one of 0 to 1"),
+        ({"stimuli": torch.zeros(0, 3)}, r"stimuli of shape \(0, 3\), wanted .* at least one"),
+        ({"stimuli": torch.tensor(0.0)}, r"stimuli of shape \(\)"),
+        ({"stimuli": np.zeros((2, 3))}, r"numpy.ndarray'>, wanted a tensor: torch.tensor\(stimuli"),
+        ({"logsnr": np.linspace(-4, 4, 9)}, r"torch.tensor\(logsnr\)"),
+        ({"stimulus_logsnr": [0.0, 1.0]}, r"torch.tensor\(stimulus_logsnr\)"),
+        ({"stimulus_logsnr": torch.zeros(3)}, r"of shape \(3,\) for stimuli of shape \(2, 3\)"),
+        ({"labels": []}, r"labels \[\], wanted whole numbers"),
+        ({"labels": ["cat", "dog"]}, r"labels \['cat', 'dog'\], wanted .* name them afterwards"),
+        ({"labels": [0, -1]}, r"labels \[0, -1\], wanted whole numbers from 0"),
+        ({"labels": [0, 1, 0]}, r"labels \[0, 1, 0\], wanted .* each once"),
+        ({"pairs": 0}, "0 pairs of noise, wanted at least 1"),
+        ({"batch": 0}, "a batch of 0, wanted at least 1"),
+        ({"lag": -1.0}, "a lag of -1.0 nats, wanted 0 or more"),
+        ({"lag": float("nan")}, "a lag of nan nats"),
     ],
 )
 def test_bad_input(change, words):
