@@ -63,10 +63,15 @@ def safe_lag(pilot: xr.Dataset, risk: float = 0.01) -> float:
         risk: That the label of the least error in the end is given up before.
 
     Raises:
-        ValueError: If the pilot is too small to promise that.
+        ValueError: A risk that is not between 0 and 1, or a pilot too small to promise it.
 
     References: Vovk, Gammerman & Shafer 2005.
     """
+    if not 0 < risk < 1:
+        raise ValueError(
+            f"got a risk of {risk:g}, wanted a probability between 0 and 1, such as 0.01: without "
+            "risk no label can be given up, which is lag=math.inf"
+        )
     n = pilot.sizes["stimulus"]
     rank = math.ceil((n + 1) * (1 - risk))
     if rank > n:

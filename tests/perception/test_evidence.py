@@ -349,3 +349,9 @@ def test_a_small_pilot_promises_nothing():
     denoiser, x = near_classes(20, 2)
     with pytest.raises(ValueError, match="wanted at least 99"):
         safe_lag(evidence(denoiser, x, [0, 1, 2], GRID[::8]), risk=0.01)
+
+
+@pytest.mark.parametrize("risk", [0.0, -0.1, 1.0, 1.5, float("nan")])
+def test_a_risk_that_is_none(risk):
+    with pytest.raises(ValueError, match=f"risk of {risk:g}, wanted a probability between 0 and 1"):
+        safe_lag(xr.Dataset(coords={"stimulus": range(200)}), risk=risk)
