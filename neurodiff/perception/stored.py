@@ -49,12 +49,16 @@ def write(table: xr.Dataset, path: Path) -> None:
     aside.replace(path)
 
 
-def read_table(path: Path) -> xr.Dataset:
-    """A table that :func:`evidence` has left.
+def read_table(path: Path | str) -> xr.Dataset:
+    """A table that :func:`~neurodiff.perception.evidence.evidence` has left.
 
     Raises:
         ValueError: The file is missing, broken, or holds something else.
     """
+    path = Path(path)
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise ValueError(f"{path} {what}; wanted a table of evidence, a netCDF file")
     try:
         with xr.open_dataset(path, engine="h5netcdf") as file:
             table = file.load()

@@ -15,7 +15,7 @@ from neurodiff.diffusion.prior import Gaussian, GaussianMixture
 from neurodiff.inference.pool import workers
 from neurodiff.perception.elimination import safe_lag
 from neurodiff.perception.evidence import evidence
-from neurodiff.perception.stored import digest
+from neurodiff.perception.stored import digest, read_table
 
 GRID = torch.linspace(-11.75, 7.75, 40, dtype=torch.float64)
 
@@ -209,6 +209,13 @@ def test_the_digest_of_a_network_is_of_its_words_and_weights():
             wanted.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
         assert digest(denoiser) == wanted.hexdigest()
     assert digest(NetworkDenoiser(network, "v")) != digest(NetworkDenoiser(network, "eps"))
+
+
+def test_no_file_is_no_broken_file(tmp_path):
+    with pytest.raises(ValueError, match=r"table.nc does not exist; wanted a table of evidence"):
+        read_table(tmp_path / "table.nc")
+    with pytest.raises(ValueError, match="is a folder; wanted a table of evidence"):
+        read_table(tmp_path)
 
 
 @pytest.mark.parametrize(
