@@ -36,7 +36,7 @@ from neurodiff.diffusion.logsnr import alpha, sigma
 from neurodiff.diffusion.parameterization import like
 from neurodiff.diffusion.progress import progress
 from neurodiff.perception.elimination import behind, fill, quarters
-from neurodiff.perception.stored import digest, read, write
+from neurodiff.perception.stored import digest, even, read, write
 
 _PART = 64  # stimuli in one part of a table: what a kill can lose
 
@@ -165,8 +165,7 @@ def _make(
 def _cells(logsnr: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
     """Where each stimulus is looked at in each cell, and the nats of it: (stimulus, logsnr)."""
     step = logsnr.diff()
-    even = len(step) > 0 and torch.isfinite(logsnr).all() and bool((step > 0).all())
-    if not even or not torch.allclose(step, step[:1].expand_as(step), rtol=1e-3):
+    if logsnr.ndim != 1 or not even(logsnr.numpy()):
         raise ValueError(
             f"got the grid {logsnr.tolist()}, wanted at least two values of logsnr, increasing by "
             "equal steps: the middles of cells, such as torch.linspace(-8, 6, 29)"

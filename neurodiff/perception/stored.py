@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from neurodiff.diffusion import networks
 from neurodiff.diffusion.denoiser import Denoiser
 
+_DIMS = ("stimulus", "label", "logsnr")
+
 
 def digest(denoiser: Denoiser, *of: Tensor | Sequence[int] | float | str) -> str:
     """Of the weights, the plain numbers, the stimuli, the labels, the grid and the noise."""
@@ -49,11 +51,22 @@ def write(table: xr.Dataset, path: Path) -> None:
     aside.replace(path)
 
 
+def even(logsnr: np.ndarray) -> bool:
+    """Whether there are two values or more, and they increase by equal steps."""
+    step = np.diff(logsnr.astype(float), axis=-1)
+    return step.size > 0 and bool((step > 0).all()) and np.allclose(step, step[:1], rtol=1e-3)
+
+
 def read_table(path: Path | str) -> xr.Dataset:
-    """A table that :func:`~neurodiff.perception.evidence.evidence` has left.
+    """A table that :func:`~neurodiff.perception.evidence.evidence` has left, or one made like it.
+
+    Returns:
+        ``error`` (stimulus, label, logsnr) and ``width`` (stimulus, logsnr), in whatever order the
+        file has them.
 
     Raises:
-        ValueError: The file is missing, broken, or holds something else.
+        ValueError: The file is missing, broken, or holds something else: other dimensions, levels
+            that do not rise by equal steps, a stimulus twice.
     """
     path = Path(path)
     if not path.is_file():
@@ -69,7 +82,25 @@ def read_table(path: Path | str) -> xr.Dataset:
             f"{path} has no {' and no '.join(sorted(lacking))} (it holds: "
             f"{', '.join(map(str, table.variables))}); wanted a table of evidence"
         )
-    return table
+    for name, wanted in {"error": _DIMS, "width": _DIMS[::2]}.items():
+        if set(table[name].dims) != set(wanted) or 0 in table[name].shape:
+            raise ValueError(
+                f"{path}: {name} is {dict(table[name].sizes)}, wanted "
+                f"({', '.join(wanted)}), each at least 1"
+            )
+    if "logsnr" not in table.coords or not even(table["logsnr"].values):
+        got = table["logsnr"].values.tolist() if "logsnr" in table.coords else "none"
+        raise ValueError(
+            f"{path}: got the logsnr {got}, wanted the middles of the cells, nats: at least two, "
+            "increasing by equal steps (table.sortby('logsnr') puts them in order)"
+        )
+    stimulus, count = np.unique(table["stimulus"].values, return_counts=True)
+    if (count > 1).any():
+        raise ValueError(
+            f"{path}: stimulus {stimulus[count.argmax()]} occurs {count.max()} times, wanted each "
+            "once: of tables put together, number the stimuli anew"
+        )
+    return table.transpose(*_DIMS, ...)
 
 
 def read(path: Path, wanted: str) -> xr.Dataset:

@@ -211,6 +211,37 @@ def test_the_digest_of_a_network_is_of_its_words_and_weights():
     assert digest(NetworkDenoiser(network, "v")) != digest(NetworkDenoiser(network, "eps"))
 
 
+def test_a_table_in_another_order_is_read_as_it_is_meant(tmp_path):
+    one, other = two_classes()
+    table = evidence(ByLabel(one, other), pictures(3), [0, 1], GRID[::8])
+    path = tmp_path / "table.nc"
+    table.transpose("logsnr", "stimulus", "label").to_netcdf(path, engine="h5netcdf")
+    xr.testing.assert_identical(read_table(path), table)
+    assert read_table(str(path))["error"].dims == ("stimulus", "label", "logsnr")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.drop_vars("logsnr"), "logsnr none, wanted the middles"),
+        (lambda t: t.isel(logsnr=[0, 1, 3]), "logsnr .*, wanted .* increasing by equal steps"),
+        (lambda t: t.isel(logsnr=[2, 1, 0]), "logsnr .*, wanted .* increasing by equal steps"),
+        (lambda t: t.isel(logsnr=[1]), r"logsnr \[-7.75\], wanted .* at least two"),
+        (lambda t: t.isel(logsnr=[]), "'logsnr': 0}, wanted"),
+        (lambda t: t.isel(stimulus=[]), r"error is {'stimulus': 0, .* each at least 1"),
+        (lambda t: t.isel(stimulus=[0, 1, 1]), "stimulus 1 occurs 2 times, wanted each once"),
+        (lambda t: t.isel(label=0), r"error is .*, wanted \(stimulus, label, logsnr\)"),
+        (lambda t: t.assign(width=t["width"][0]), r"width is .*, wanted \(stimulus, logsnr\)"),
+    ],
+)
+def test_a_table_that_is_none_is_refused(tmp_path, change, words):
+    one, other = two_classes()
+    table = evidence(ByLabel(one, other), pictures(3), [0, 1], GRID[::8])
+    change(table).to_netcdf(tmp_path / "table.nc", engine="h5netcdf")
+    with pytest.raises(ValueError, match=words):
+        read_table(tmp_path / "table.nc")
+
+
 def test_no_file_is_no_broken_file(tmp_path):
     with pytest.raises(ValueError, match=r"table.nc does not exist; wanted a table of evidence"):
         read_table(tmp_path / "table.nc")
