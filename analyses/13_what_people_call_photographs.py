@@ -51,7 +51,8 @@ from neurodiff.perception.classify import (
     StoppedEvidence,
 )
 from neurodiff.perception.controls import permute
-from neurodiff.perception.evidence import evidence, read_table
+from neurodiff.perception.evidence import evidence
+from neurodiff.perception.stored import read_table
 
 HERE = Path(__file__).parent
 RESULTS, FIGURES = HERE / "results", HERE.parent / "paper" / "figures"

@@ -27,7 +27,7 @@ import xarray as xr
 import neurodiff as nd
 from neurodiff import digits, panels
 from neurodiff.inference.design import gain, predictions, settled, trials_needed
-from neurodiff.perception.evidence import read_table
+from neurodiff.perception.stored import read_table
 
 HERE = Path(__file__).parent
 RESULTS, FIGURES = HERE / "results", HERE.parent / "paper" / "figures"

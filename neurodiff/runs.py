@@ -20,7 +20,7 @@ from neurodiff.inference.labels import attach
 from neurodiff.inference.share import Part, part_of
 from neurodiff.inference.study import blocked
 from neurodiff.inference.tasks import Task, common_task, task_of
-from neurodiff.perception.evidence import read_table
+from neurodiff.perception.stored import read_table
 
 
 class Reading(NamedTuple):

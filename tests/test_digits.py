@@ -7,7 +7,7 @@ import torch
 
 from neurodiff import digits
 from neurodiff.cli import main
-from neurodiff.perception.evidence import read_table
+from neurodiff.perception.stored import read_table
 
 
 @pytest.fixture(autouse=True)

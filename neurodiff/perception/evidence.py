@@ -17,7 +17,6 @@ exact denoiser, and a weighting or a stopping law says how an observer uses it
 """
 
 import contextlib
-import hashlib
 import math
 import tempfile
 from collections.abc import Sequence
@@ -36,7 +35,8 @@ from neurodiff.diffusion.denoiser import Denoiser
 from neurodiff.diffusion.logsnr import alpha, sigma
 from neurodiff.diffusion.parameterization import like
 from neurodiff.diffusion.progress import progress
-from neurodiff.perception.elimination import behind, quarters
+from neurodiff.perception.elimination import behind, fill, quarters
+from neurodiff.perception.stored import digest, even, read, write
 
 _PART = 64  # stimuli in one part of a table: what a kill can lose
 
@@ -52,7 +52,7 @@ def evidence(
     seed: int = 0,
     batch: int = 512,
     lag: float = math.inf,
-    path: Path | None = None,
+    path: Path | str | None = None,
     device: str = "cpu",
     executor: Executor | None = None,
 ) -> xr.Dataset:
@@ -69,10 +69,10 @@ def evidence(
         batch: pictures a call of the denoiser, which bounds the memory.
         lag: nats by which a label may lie behind the best, in ½ Σ error, before it is looked at no
             more (:func:`~neurodiff.perception.elimination.safe_lag`); what is left out is filled
-            with the error of the best label. For the label of least error alone: how far others
-            lie behind, which graded answers hang on, stands still.
+            with the error of the label that wins. For the label of least error alone: how far
+            others lie behind in the end, which graded answers hang on, is not known.
         path: a netCDF file. What is done lies beside it, in parts, and a run that was stopped goes
-            on from there; a file that is there is read.
+            on from there; a file that is there is read. Parts of other settings stay.
         device: where the denoiser runs.
         executor: where parts are made side by side; in this process by default.
 
@@ -82,8 +82,9 @@ def evidence(
         cell that it divides is looked at in the middle of what is left.
 
     Raises:
-        ValueError: noisy pictures without their logsnr, a grid that is not even, a file of other
-            weights, stimuli, labels, grid or noise.
+        ValueError: noisy pictures without their logsnr, a grid that is not even, labels that are
+            not different whole numbers, no stimuli, pairs, batch or a lag that are too small; a
+            file of other weights, stimuli, labels, grid or noise.
 
     References: Clark & Jaini 2023 and Li et al. 2023, for clean pictures.
 
@@ -94,13 +95,17 @@ def evidence(
     >>> table["error"].shape, round(float(table["error"][0, 0, 4]), 1)    # 3 sig(0)²
     ((2, 2, 9), 0.8)
     """
+    _refuse(stimuli, labels, logsnr, stimulus_logsnr, pairs, batch, lag)
+    path = None if path is None else Path(path)
     own = torch.full((len(stimuli),), torch.inf) if stimulus_logsnr is None else stimulus_logsnr
     own = own.to(stimuli if stimuli.is_floating_point() else logsnr)
     at, width = _cells(logsnr.to(own), own)
     _refuse_noise(stimuli, own)
-    wanted = _hash(denoiser, stimuli, own, labels, logsnr, pairs, seed, lag)
+    # tables that were filled otherwise, with each level's least error, must not be read
+    how = () if math.isinf(lag) else ("filled by the winner",)
+    wanted = digest(denoiser, stimuli, own, labels, logsnr, pairs, seed, lag, *how)
     if path is not None and path.exists():
-        return _read(path, wanted)
+        return read(path, wanted)
     denoiser = denoiser.eval()
     coords = {"label": list(labels), "logsnr": logsnr.numpy()}
     home = contextlib.nullcontext(None) if path is not None else tempfile.TemporaryDirectory()
@@ -113,12 +118,13 @@ def evidence(
         for file, some in zip((executor or _Here).map(make, looks), parts, strict=True):
             files.append(file)
             advance(len(some))
-        whole = xr.concat([_read(file, wanted) for file in files], "stimulus")
+        whole = xr.concat([read(file, wanted) for file in files], "stimulus")
         if path is not None:
-            _write(whole, path)
+            write(whole, path)
             for file in files:
                 file.unlink()
-            folder.rmdir()
+            if not any(folder.iterdir()):  # parts of other settings may be hours of work: they stay
+                folder.rmdir()
     return whole
 
 
@@ -140,38 +146,73 @@ class _Look(NamedTuple):
 
 def _make(
     denoiser: Denoiser, coords: dict, pairs: int, seed: int, batch: int, lag: float, device: str,
-    folder: Path, digest: str, look: _Look,
+    folder: Path, wanted: str, look: _Look,
 ) -> Path:  # fmt: skip
     """One part of a table: the file that holds it, made unless it is there."""
-    file = folder / f"{int(look.some[0]):08d}-{digest[:12]}.nc"
+    file = folder / f"{int(look.some[0]):08d}-{wanted[:12]}.nc"
     if not file.exists():
         noise, denoiser = _noise(look, pairs, seed), denoiser.to(device)
         errors = look.stimuli.new_full((pairs, *look.at.shape, len(coords["label"])), torch.nan)
         kept = torch.ones(len(look.some), len(coords["label"]), dtype=torch.bool)
         for some in quarters(look.at.shape[1]):
             _errors(denoiser, look, noise, coords["label"], batch, device, some, kept, errors)
-            kept &= behind(errors.mean(0), look.width) <= lag
-        _write(_table(errors.mT, look, coords, digest), file)
+            kept &= ~(behind(errors.mean(0), look.width, kept) > lag)
+        errors = fill(errors, look.width, kept)
+        write(_table(errors.mT, look, coords, wanted), file)
     return file
 
 
 def _cells(logsnr: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
     """Where each stimulus is looked at in each cell, and the nats of it: (stimulus, logsnr)."""
     step = logsnr.diff()
-    even = len(step) > 0 and torch.isfinite(logsnr).all() and bool((step > 0).all())
-    if not even or not torch.allclose(step, step[:1].expand_as(step), rtol=1e-3):
+    if logsnr.ndim != 1 or not even(logsnr.numpy()):
         raise ValueError(
             f"got the grid {logsnr.tolist()}, wanted at least two values of logsnr, increasing by "
             "equal steps: the middles of cells, such as torch.linspace(-8, 6, 29)"
         )
     low = logsnr - 0.5 * step[0]
     width = (torch.minimum(low + step[0], own[:, None]) - low).clamp_min(0.0)
+    # of a sliver, which says nothing, the middle is at λ_s but for rounding, and 1/√r is infinite
+    sliver = (width < 1e-5 * step[0]) | (low + 0.5 * width >= own[:, None])
+    width = width.masked_fill(sliver, 0.0)
     if (empty := (width.sum(1) == 0).nonzero()).numel():
         raise ValueError(
             f"stimulus {int(empty[0])} has a logsnr of {own[empty[0]].item():g}, below the whole "
             f"grid, which begins at {low[0]:g}: begin lower"
         )
     return low + 0.5 * width, width
+
+
+def _refuse(
+    stimuli: Tensor, labels: Sequence[int], logsnr: Tensor, own: Tensor | None, pairs: int,
+    batch: int, lag: float,
+) -> None:  # fmt: skip
+    for name, value in {"stimuli": stimuli, "logsnr": logsnr, "stimulus_logsnr": own}.items():
+        if not isinstance(value, Tensor) and (value is not None or name != "stimulus_logsnr"):
+            raise ValueError(f"got {name} of {type(value)}, wanted a tensor: torch.tensor({name})")
+    shape, named = tuple(stimuli.shape), np.asarray(labels)
+    whole = named.ndim == 1 and named.dtype.kind in "iu" and len(named) > 0
+    for wrong, words in (
+        (
+            0 in shape or not shape,
+            f"stimuli of shape {shape}, wanted (stimulus, *event), at least one",
+        ),
+        (
+            own is not None and tuple(own.shape) != shape[:1],
+            f"a stimulus_logsnr of shape {() if own is None else tuple(own.shape)} for stimuli of "
+            f"shape {shape}, wanted one value for each stimulus, inf where it is clean",
+        ),
+        (
+            not whole or named.min() < 0 or len(set(named.tolist())) < len(named),
+            f"the labels {named.tolist()}, wanted whole numbers from 0, each once, as the denoiser "
+            "takes them, such as range(10): name them afterwards, table.assign_coords(label=names)",
+        ),
+        (pairs < 1, f"{pairs} pairs of noise, wanted at least 1, or 2 for a standard error"),
+        (batch < 1, f"a batch of {batch}, wanted at least 1"),
+        (not lag >= 0, f"a lag of {lag} nats, wanted 0 or more, inf to look at every label"),
+    ):
+        if wrong:
+            raise ValueError(f"got {words}")
 
 
 def _refuse_noise(stimuli: Tensor, own: Tensor) -> None:
@@ -212,7 +253,7 @@ def _errors(
         level, own = look.at[n, j].to(device), look.own[n].to(device)
         eps, y = torch.cat([eps, -eps]), torch.cat([y, y])
         level, over = level.repeat(2), (level - own).exp().repeat(2)  # e^(λ − λ_s) is 1 − r
-        root = (1 - over).sqrt()
+        root = (-torch.expm1(level - own.repeat(2))).sqrt()
         z = like(alpha(level), y) * y + like(sigma(level) * root, y) * eps
         # D = (α/σ)(y − x̂) is √r ε less than ε̂; where the picture is clean the error is |D|²
         off = like((0.5 * level).exp(), y) * (y - denoiser(z, level, known[k.to(device)].repeat(2)))
@@ -220,13 +261,9 @@ def _errors(
         cross = eps.square().sum(1) + 2 / root * (eps * off).sum(1)
         error = off.square().sum(1) - torch.where(over > 0, over * cross, 0.0)
         errors[pair, n, j, k] = error.reshape(2, -1).mean(0).to(errors)
-    if not kept.all():  # what was given up stays as far behind as it was
-        best = errors[:, :, some].nan_to_num(torch.inf).amin(-1, keepdim=True)
-        fill = torch.isnan(errors[:, :, some]) & (look.width[:, some, None] > 0)
-        errors[:, :, some] = torch.where(fill, best, errors[:, :, some])
 
 
-def _table(errors: Tensor, look: _Look, coords: dict, digest: str) -> xr.Dataset:
+def _table(errors: Tensor, look: _Look, coords: dict, wanted: str) -> xr.Dataset:
     dims, pairs = ("stimulus", "label", "logsnr"), len(errors)
     se = errors.std(0) / pairs**0.5 if pairs > 1 else torch.full_like(errors[0], torch.nan)
     table = xr.Dataset(
@@ -236,52 +273,7 @@ def _table(errors: Tensor, look: _Look, coords: dict, digest: str) -> xr.Dataset
             "width": (("stimulus", "logsnr"), look.width.numpy(), {"units": "nats"}),
         },
         {"stimulus": look.some.numpy(), **coords},
-        {"of": digest, "pairs": pairs},
+        {"of": wanted, "pairs": pairs},
     )
     table["logsnr"].attrs["units"] = "nats"
-    return table
-
-
-def _hash(denoiser: Denoiser, *of: Tensor | Sequence[int] | int | float) -> str:
-    """Of the weights, the stimuli, the labels, the grid and the noise."""
-    digest = hashlib.sha256(repr(denoiser).encode())
-    for value in [*denoiser.state_dict().values(), *of]:
-        values = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
-        digest.update(f"{values.dtype}{values.shape}".encode() + values.tobytes())
-    return digest.hexdigest()
-
-
-def _write(table: xr.Dataset, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".part")
-    table.to_netcdf(aside, engine="h5netcdf")
-    aside.replace(path)
-
-
-def read_table(path: Path) -> xr.Dataset:
-    """A table that :func:`evidence` has left.
-
-    Raises:
-        ValueError: The file is missing, broken, or holds something else.
-    """
-    try:
-        with xr.open_dataset(path, engine="h5netcdf") as file:
-            table = file.load()
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is no whole table ({error}): remove it to begin anew") from error
-    if lacking := {"error", "width"} - set(map(str, table)):
-        raise ValueError(
-            f"{path} has no {' and no '.join(sorted(lacking))} (it holds: "
-            f"{', '.join(map(str, table.variables))}); wanted a table of evidence"
-        )
-    return table
-
-
-def _read(path: Path, digest: str) -> xr.Dataset:
-    table = read_table(path)
-    if table.attrs.get("of") != digest:
-        raise ValueError(
-            f"{path} is a table of other weights, stimuli, labels, levels or noise (its hash is "
-            f"{str(table.attrs.get('of'))[:12]}, wanted {digest[:12]}): name another file"
-        )
     return table

@@ -1,16 +1,21 @@
 """Tables of evidence: against exact likelihoods, closed forms, and runs that were stopped."""
 
+import hashlib
+
 import numpy as np
 import pytest
 import torch
 import xarray as xr
 
-from neurodiff.diffusion.denoiser import ByLabel, Denoiser
+from neurodiff.diffusion.denoiser import ByLabel, Denoiser, LevelDenoiser, NetworkDenoiser
+from neurodiff.diffusion.guidance import Auto, CfgZero, Classifier, ClassifierFree
 from neurodiff.diffusion.likelihood import denoising_error
+from neurodiff.diffusion.networks import UNet
 from neurodiff.diffusion.prior import Gaussian, GaussianMixture
 from neurodiff.inference.pool import workers
 from neurodiff.perception.elimination import safe_lag
 from neurodiff.perception.evidence import evidence
+from neurodiff.perception.stored import digest, read_table
 
 GRID = torch.linspace(-11.75, 7.75, 40, dtype=torch.float64)
 
@@ -81,6 +86,21 @@ def test_nothing_is_asked_above_the_stimulus():
     assert np.allclose(width[1], 0.5)
 
 
+def test_a_logsnr_at_the_edge_of_a_cell_gives_numbers():
+    # in float32 the cell that ends at 0 leaves slivers of 1e-8, or of a rounding at 10
+    one, other = (p.float() for p in two_classes())
+    off = torch.cat([torch.zeros(1), torch.logspace(-9, -3, 100), -torch.logspace(-9, -3, 100)])
+    for at, step in ((0.0, 0.1), (10.0, 0.1), (10.0, 0.01), (-3.0, 0.7)):
+        grid = torch.linspace(at - 2.5 * step, at + 6.5 * step, 10)
+        table = evidence(
+            ByLabel(one, other), torch.zeros(201, 3), [0, 1], grid, stimulus_logsnr=at + off * step
+        )
+        asked = (table["width"].values > 0)[:, None].repeat(2, 1)
+        assert np.array_equal(np.isfinite(table["error"].values), asked)
+        assert np.isnan(table["error"].values[:, :, 4:]).all()
+        assert np.allclose(table["width"].sum("logsnr"), 3 * step, atol=2e-3 * step + 4e-6)
+
+
 def test_noise_is_shared_over_labels_and_batches_do_not_matter():
     one, _ = two_classes()
     x = pictures(5)
@@ -99,12 +119,12 @@ class Stops(Denoiser):
 
     def __init__(self, inner, calls):
         super().__init__()
-        self.inner, self.calls = inner, calls
+        self.inner, self.calls = inner, [calls]  # a plain number would be part of what it is
 
     def forward(self, z, logsnr, cond=None):
-        if self.calls == 0:
+        if self.calls[0] == 0:
             raise KeyboardInterrupt
-        self.calls -= 1
+        self.calls[0] -= 1
         return self.inner(z, logsnr, cond)
 
 
@@ -120,10 +140,25 @@ def test_goes_on_where_it_was_stopped(tmp_path):
     found = evidence(left, x, [0, 1], GRID[::8], path=path, batch=64 * 5)
     xr.testing.assert_identical(found, whole)
     assert [p.name for p in tmp_path.iterdir()] == ["table.nc"]
-    # a third call reads
+    # a third call reads, a name in words too
     xr.testing.assert_identical(
-        evidence(Stops(ByLabel(one, other), 0), x, [0, 1], GRID[::8], path=path), whole
+        evidence(Stops(ByLabel(one, other), 0), x, [0, 1], GRID[::8], path=str(path)), whole
     )
+
+
+def test_parts_of_other_settings_are_left(tmp_path):
+    one, other = two_classes()
+    x, path = pictures(100), tmp_path / "table.nc"
+    with pytest.raises(KeyboardInterrupt):
+        evidence(Stops(ByLabel(one, other), 5), x, [0, 1], GRID[::8], path=path)
+    (left,) = (tmp_path / "table.parts").iterdir()
+    whole = evidence(ByLabel(one, other), x, [0, 1], GRID[::8], seed=1, path=path)
+    xr.testing.assert_identical(evidence(ByLabel(one, other), x, [0, 1], GRID[::8], seed=1), whole)
+    assert list((tmp_path / "table.parts").iterdir()) == [left]
+    # and serve when their setting comes again, after which the folder goes
+    path.rename(tmp_path / "one.nc")
+    evidence(Stops(ByLabel(one, other), 5), x, [0, 1], GRID[::8], path=path)  # of 10
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["one.nc", "table.nc"]
 
 
 @pytest.mark.slow
@@ -148,6 +183,72 @@ def test_a_table_of_other_weights_is_refused(tmp_path):
         evidence(ByLabel(one, other), pictures(2), [0, 1], GRID[::8], path=path)
 
 
+def test_a_table_of_another_scale_is_refused(tmp_path):
+    one, other = two_classes()
+    path, good, bad = tmp_path / "table.nc", ByLabel(one, other), ByLabel(other, one)
+    evidence(Auto(good, bad, 1.0), pictures(2), [0, 1], GRID[::8], path=path)
+    with pytest.raises(ValueError, match="of other weights"):
+        evidence(Auto(good, bad, 3.0), pictures(2), [0, 1], GRID[::8], path=path)
+    for make in (
+        lambda s: ClassifierFree(one, s),
+        lambda s: Classifier(one, one.log_prob, s),
+        lambda s: CfgZero(one, s),
+        lambda s: CfgZero(one, 2.0, still=s),
+        lambda s: Auto(good, ClassifierFree(one, s), 2.0),  # a guide inside
+    ):
+        assert digest(make(1.0)) == digest(make(1.0)) != digest(make(3.0))
+
+
+def test_the_digest_of_a_network_is_of_its_words_and_weights():
+    # as it was before plain numbers counted: tables that took hours stay readable
+    network = UNet(1, 32, (1, 2), attention=[1], classes=3)
+    for denoiser in (NetworkDenoiser(network, "v"), LevelDenoiser(network, 4), two_classes()[0]):
+        wanted = hashlib.sha256(repr(denoiser).encode())
+        for value in denoiser.state_dict().values():
+            array = value.numpy()
+            wanted.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
+        assert digest(denoiser) == wanted.hexdigest()
+    assert digest(NetworkDenoiser(network, "v")) != digest(NetworkDenoiser(network, "eps"))
+
+
+def test_a_table_in_another_order_is_read_as_it_is_meant(tmp_path):
+    one, other = two_classes()
+    table = evidence(ByLabel(one, other), pictures(3), [0, 1], GRID[::8])
+    path = tmp_path / "table.nc"
+    table.transpose("logsnr", "stimulus", "label").to_netcdf(path, engine="h5netcdf")
+    xr.testing.assert_identical(read_table(path), table)
+    assert read_table(str(path))["error"].dims == ("stimulus", "label", "logsnr")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.drop_vars("logsnr"), "logsnr none, wanted the middles"),
+        (lambda t: t.isel(logsnr=[0, 1, 3]), "logsnr .*, wanted .* increasing by equal steps"),
+        (lambda t: t.isel(logsnr=[2, 1, 0]), "logsnr .*, wanted .* increasing by equal steps"),
+        (lambda t: t.isel(logsnr=[1]), r"logsnr \[-7.75\], wanted .* at least two"),
+        (lambda t: t.isel(logsnr=[]), "'logsnr': 0}, wanted"),
+        (lambda t: t.isel(stimulus=[]), r"error is {'stimulus': 0, .* each at least 1"),
+        (lambda t: t.isel(stimulus=[0, 1, 1]), "stimulus 1 occurs 2 times, wanted each once"),
+        (lambda t: t.isel(label=0), r"error is .*, wanted \(stimulus, label, logsnr\)"),
+        (lambda t: t.assign(width=t["width"][0]), r"width is .*, wanted \(stimulus, logsnr\)"),
+    ],
+)
+def test_a_table_that_is_none_is_refused(tmp_path, change, words):
+    one, other = two_classes()
+    table = evidence(ByLabel(one, other), pictures(3), [0, 1], GRID[::8])
+    change(table).to_netcdf(tmp_path / "table.nc", engine="h5netcdf")
+    with pytest.raises(ValueError, match=words):
+        read_table(tmp_path / "table.nc")
+
+
+def test_no_file_is_no_broken_file(tmp_path):
+    with pytest.raises(ValueError, match=r"table.nc does not exist; wanted a table of evidence"):
+        read_table(tmp_path / "table.nc")
+    with pytest.raises(ValueError, match="is a folder; wanted a table of evidence"):
+        read_table(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -158,6 +259,20 @@ def test_a_table_of_other_weights_is_refused(tmp_path):
         ({"logsnr": torch.tensor([0.0])}, "equal steps"),
         ({"stimulus_logsnr": torch.tensor([0.0, -20.0])}, "stimulus 1 has a logsnr of -20"),
         ({"labels": [0, 2]}, "wanted one of 0 to 1"),
+        ({"stimuli": torch.zeros(0, 3)}, r"stimuli of shape \(0, 3\), wanted .* at least one"),
+        ({"stimuli": torch.tensor(0.0)}, r"stimuli of shape \(\)"),
+        ({"stimuli": np.zeros((2, 3))}, r"numpy.ndarray'>, wanted a tensor: torch.tensor\(stimuli"),
+        ({"logsnr": np.linspace(-4, 4, 9)}, r"torch.tensor\(logsnr\)"),
+        ({"stimulus_logsnr": [0.0, 1.0]}, r"torch.tensor\(stimulus_logsnr\)"),
+        ({"stimulus_logsnr": torch.zeros(3)}, r"of shape \(3,\) for stimuli of shape \(2, 3\)"),
+        ({"labels": []}, r"labels \[\], wanted whole numbers"),
+        ({"labels": ["cat", "dog"]}, r"labels \['cat', 'dog'\], wanted .* name them afterwards"),
+        ({"labels": [0, -1]}, r"labels \[0, -1\], wanted whole numbers from 0"),
+        ({"labels": [0, 1, 0]}, r"labels \[0, 1, 0\], wanted .* each once"),
+        ({"pairs": 0}, "0 pairs of noise, wanted at least 1"),
+        ({"batch": 0}, "a batch of 0, wanted at least 1"),
+        ({"lag": -1.0}, "a lag of -1.0 nats, wanted 0 or more"),
+        ({"lag": float("nan")}, "a lag of nan nats"),
     ],
 )
 def test_bad_input(change, words):
@@ -202,6 +317,55 @@ def test_labels_given_up_seldom_win():
     assert np.mean(lost) < 0.05 + 3 * 0.05 / 6**0.5
 
 
+class Tabled(Denoiser):
+    """Errs by given numbers: (stimulus, label, logsnr), of stimuli n / 1000 and at high logsnr."""
+
+    def __init__(self, errors, grid):
+        super().__init__()
+        self.errors, self.grid = errors, grid
+
+    def forward(self, z, logsnr, cond=None):
+        n = (1000 * z[:, 0] / torch.sigmoid(logsnr).sqrt()).round().long()
+        level = (logsnr[:, None] - self.grid).abs().argmin(1)
+        off = (-0.5 * logsnr).exp() * self.errors[n, cond, level].sqrt()
+        return (n / 1000 - off)[:, None]
+
+
+def tabled(errors, **given):
+    grid = torch.arange(20.0, 20.0 + errors.shape[2], dtype=torch.float64)
+    x = torch.arange(len(errors), dtype=torch.float64)[:, None] / 1000
+    return evidence(Tabled(errors, grid), x, range(errors.shape[1]), grid, pairs=1, **given)
+
+
+def test_a_label_given_up_does_not_catch_up():
+    # two that are better in turn, 3 nats behind at most, and one that is far behind at once
+    turns = torch.tensor([[6.0, 0.0] * 4, [0.5, 6.0] * 4, [10.0] * 8]).double()[None]
+    whole, short = tabled(turns), tabled(turns, lag=1.5)
+    assert np.allclose(whole["error"], turns, atol=1e-6)
+    assert np.allclose(short["error"][0, :2], turns[0, :2], atol=1e-6)
+    # C was asked twice, and then stands where it stood to A, which wins: 10 to 3
+    assert np.allclose(short["error"][0, 2], [10.0, 10.0, *turns[0, 0, 2:]], atol=1e-6)
+    assert np.allclose(0.5 * final(short), [12.0, 13.0, 19.0])
+
+
+def test_the_risk_is_kept_where_labels_overtake_each_other():
+    # errors drawn anew at each level, where each level's least error is far below any label's own
+    g = torch.Generator().manual_seed(0)
+    errors = 4 * torch.rand(400, 6, 8, generator=g, dtype=torch.float64)
+    errors += 2 * torch.rand(400, 6, 1, generator=g, dtype=torch.float64)
+    whole = tabled(errors)
+    lost, given_up = [], []
+    for half in (np.arange(200), np.arange(200, 400)):
+        lag, rest = safe_lag(whole.isel(stimulus=half), risk=0.1), np.setdiff1d(range(400), half)
+        short = tabled(errors, lag=lag)
+        lost.append((final(short).argmin(1) != final(whole).argmin(1))[rest].mean())
+        given_up.append(1 - np.isclose(short["error"], whole["error"], rtol=1e-6).mean())
+        assert np.isfinite(short["error"]).all()
+    assert min(given_up) > 0.2
+    # of 200 each, by a quantile of 200: s.d. of a half √(2 risk (1 - risk) / 200)
+    assert np.mean(lost) < 0.1 + 3 * (2 * 0.1 * 0.9 / 200 / 2) ** 0.5
+
+
 def test_giving_up_saves_and_without_a_lag_nothing_changes():
     denoiser, x = near_classes(40, 1)
 
@@ -223,3 +387,9 @@ def test_a_small_pilot_promises_nothing():
     denoiser, x = near_classes(20, 2)
     with pytest.raises(ValueError, match="wanted at least 99"):
         safe_lag(evidence(denoiser, x, [0, 1, 2], GRID[::8]), risk=0.01)
+
+
+@pytest.mark.parametrize("risk", [0.0, -0.1, 1.0, 1.5, float("nan")])
+def test_a_risk_that_is_none(risk):
+    with pytest.raises(ValueError, match=f"risk of {risk:g}, wanted a probability between 0 and 1"):
+        safe_lag(xr.Dataset(coords={"stimulus": range(200)}), risk=risk)
