@@ -95,7 +95,8 @@ def horizon_of(data: xr.Dataset) -> float:
             f"{_LONGEST:g} s), too long for a decision: give --deadline, after which there is no "
             "answer, or drop these"
         )
-    return deadline if np.isfinite(deadline) else math.ceil(20 * longest) / 20
+    # 20 x may round down to a whole number that is below it
+    return deadline if np.isfinite(deadline) else max(longest, math.ceil(20 * longest) / 20)
 
 
 def decision(key: str, horizon: float, data: xr.Dataset | None = None) -> Reaction:

@@ -35,11 +35,14 @@ def stopping_curves(bound: Bound, u: Float[Tensor, "draw size"]) -> xr.Dataset:
 
     Returns:
         ``effective``, ``effective_mixed``, ``survival`` (draw, strength, time) and ``drift``
-        (draw, strength); empty where the drift is not constant in time and over trials, since a
-        belief then is no function of position.
+        (draw, strength); empty where the drift is not constant in time and over trials, or where
+        starting points differ over trials, since a belief then is no function of position, and
+        where the drift has a bias, which both directions do not share.
     """
     model, pooled = bound.posterior.model, bound.pooled
-    if not isinstance(model.drift, Power) or model.drift.spread is not None:
+    shifting = (getattr(model.drift, "spread", None), getattr(model.drift, "bias", None))
+    unknown = (*shifting, getattr(model, "start_spread", None))
+    if not isinstance(model.drift, Power) or any(x is not None for x in unknown):
         return xr.Dataset()
     time: Tensor = model.time  # pyright: ignore[reportAssignmentType]
     shown = bound.posterior.trials["strength"].abs()

@@ -184,11 +184,12 @@ class Bounded(Reaction):
 
     def _later(self, g: Tensor, delay: Tensor) -> Later:
         """P(T > t - delay)."""
-        left, dt = survival(g, self.time), self.time[0]
-        fall = dt * g.sum(-1)
+        dt = self.time[0]
+        rate = torch.nn.functional.pad(g.sum(-1), (1, 0))  # at time 0 nobody decides
+        left = torch.nn.functional.pad(survival(g, self.time), (1, 0), value=1.0)
 
         def later(time: Tensor, condition: Tensor) -> Tensor:
-            return falling(left, fall, (time - delay[condition]) / dt - 1, condition)
+            return falling(left, dt * rate, (time - delay[condition]) / dt, condition)
 
         return later
 

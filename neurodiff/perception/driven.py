@@ -27,7 +27,7 @@ from torch.distributions import LogNormal, Normal, Poisson, Uniform, constraints
 
 from neurodiff.perception.bounds import Bound
 from neurodiff.perception.interpolate import cubic
-from neurodiff.perception.killed import follow, log_odds
+from neurodiff.perception.killed import check, follow, log_odds
 
 #: what is read of the evidence: of positions (time, node), times (time, 1), and the speeds |v|
 Reads = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -67,7 +67,10 @@ def survivors_mean(
         time: dt, 2 dt, …, seconds.
         start: x_0.
         reads: d.
-        nodes: Of the grid of positions.
+        nodes: Of the grid of positions; the spacing, πb/nodes, has to be below sqrt(dt).
+
+    Raises:
+        ValueError: If the nodes are too far apart for the step, or a bound is not above 0.
 
     >>> from neurodiff.perception.bounds import Constant
     >>> time = 0.02 * torch.arange(1.0, 51.0)
@@ -75,7 +78,19 @@ def survivors_mean(
     >>> mean.shape, bool((mean[1, 10] + mean[0, 10].flip(0)).abs().max() < 1e-6)
     (torch.Size([2, 50, 2]), True)
     """
-    height = bound(torch.cat([1e-6 * time[:1], time]))[0]
+    height = _heights(bound, time)
+    check(height, time[0], nodes)
+    return _mean_between(height, drift, time, start, reads, nodes)
+
+
+def _heights(bound: Bound, time: Tensor) -> Tensor:
+    return bound(torch.cat([1e-6 * time[:1], time]))[0]
+
+
+def _mean_between(
+    height: Tensor, drift: Tensor, time: Tensor, start: float | Tensor, reads: Reads, nodes: int
+) -> Float[Tensor, "strength time 2"]:
+    """:func:`survivors_mean`, unchecked: inference calls this under vmap."""
     found = follow(drift, height, time, start, nodes)
     speeds = drift[len(drift) // 2 :].abs()
     mean = found.mean(reads(found.position, time[:, None], speeds))
@@ -125,7 +140,8 @@ class Accumulated(nn.Module):
 
     Args:
         drift: :class:`~neurodiff.perception.drifts.Power`.
-        bound: Half-height.
+        bound: Half-height. Positions have nodes for bounds up to twice as high as it is at first;
+            higher ones are not to be learned, begin from one that is nearer.
         strengths: Signed strengths, rising and symmetric about 0.
         reads: What of the evidence is read.
         horizon: Seconds by which a choice counts.
@@ -155,6 +171,8 @@ class Accumulated(nn.Module):
         self.drift, self.bound, self.reads = drift, bound, reads
         self.register_buffer("strengths", strengths)
         self.register_buffer("time", horizon / steps * torch.arange(1, steps + 1))
+        high, dt = 2 * float(_heights(bound, self.time).detach().max()), horizon / steps
+        self.nodes = max(32, math.ceil(math.pi * high / math.sqrt(dt)))
         self.latency = nn.Parameter(torch.tensor(latency))
         self.start = nn.Parameter(torch.tensor(0.0))
 
@@ -162,7 +180,8 @@ class Accumulated(nn.Module):
         """D of each row."""
         v = self.drift({"strength": self.strengths[:, None]}, self.time).slope
         x0 = self.start * self.bound.height
-        table = survivors_mean(v, self.bound, self.time, x0, self.reads)
+        height = _heights(self.bound, self.time)
+        table = _mean_between(height, v, self.time, x0, self.reads, self.nodes)
         return _look_up(table, trials, (trials["when"] - self.latency) / self.time[0])
 
 

@@ -98,7 +98,7 @@ def killed(
             [ 0.2403, -0.2403]])
     """
     height = bound(torch.cat([1e-6 * time[:1], time]))[0]
-    _check(height, time[0], nodes)
+    check(height, time[0], nodes)
     return follow(drift, height, time, start, nodes)
 
 
@@ -217,7 +217,8 @@ def log_odds(
     return plus - minus
 
 
-def _check(height: Tensor, dt: Tensor, nodes: int) -> None:
+def check(height: Tensor, dt: Tensor, nodes: int) -> None:
+    """Refuse a bound that is not above 0, and nodes too far apart for the step."""
     low, high, step = (float(x.detach()) for x in (height.min(), height.max(), dt))
     if not low > 0:
         raise ValueError(f"the bound falls to {low:g}, wanted it above 0 at every time")

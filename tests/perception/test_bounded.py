@@ -151,6 +151,25 @@ def test_before_the_delay_only_lapses_answer():
     assert p.item() == pytest.approx(0.04 / 4, rel=1e-12)
 
 
+def test_all_but_lapses_are_yet_to_answer_before_the_delay_and_soon_after_it():
+    """P(T > t) is that of images, from time 0 on, also where many decide within a few steps."""
+    b, v = 0.5, 5.0
+    model = Bounded(Power(10.0), bounds.Constant(b), 2.0, jitter=None, delay=0.3).double()
+    t = torch.tensor([-0.1, 0.0, 0.05, 0.15])
+    given = trials(torch.full((4,), v / 10.0)) | {"deadline": 0.3 + t}
+    found = model(given).log_prob(torch.full((4,), torch.inf)).exp() / 0.99
+    x, k = torch.linspace(-b, b, 4001), torch.arange(-6, 7)[:, None]
+    for i in (2, 3):
+        image = sum(
+            s * torch.exp(-((x - y) ** 2) / (2 * t[i]))
+            for s, y in ((1, 4 * k * b), (-1, (4 * k + 2) * b))
+        )
+        there = torch.as_tensor(image).sum(0) * torch.exp(v * x - 0.5 * v * v * t[i])
+        left = torch.trapezoid(there, x) / torch.sqrt(2 * math.pi * t[i])
+        assert found[i].item() == pytest.approx(left.item(), abs=5e-3)
+    assert found[:2].detach() == pytest.approx(torch.ones(2), abs=1e-6)
+
+
 @pytest.mark.parametrize("more", [{}, {"start": 0.3}, {"start": -0.2, "start_spread": 0.4}])
 @pytest.mark.parametrize("drift", ["leak", "urgency"])
 def test_mirrored_strengths_share_a_solve(drift, more):

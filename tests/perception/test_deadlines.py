@@ -177,3 +177,9 @@ def test_leaving_out_missed_trials_biases_and_counting_them_does_not():
         i = names.index("bound.height")
         off.append((mode.u[0, i] / sd[i]).item())  # of log height, which is 0, in its own s.d.
     assert abs(off[0]) < 4 < abs(off[1])
+
+
+def test_no_time_is_beyond_the_horizon_that_is_made_of_it():
+    longest = np.nextafter(np.arange(1, 200) / 20, np.inf)
+    for x in longest:
+        assert x <= horizon_of(xr.Dataset({"signed_rt": ("trial", [-x])})) <= x + 0.05

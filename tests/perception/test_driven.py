@@ -63,11 +63,33 @@ def test_the_drive_is_read_a_latency_ago():
 def test_a_learned_accumulator_is_the_table_of_its_values():
     learned = Accumulated(Power(8.0), weibull(), STRENGTHS, belief, horizon=1.5, steps=75)
     learned = learned.double()
-    table = survivors_mean(8.0 * STRENGTHS, weibull(), TIME, 0.0, belief)
+    table = survivors_mean(8.0 * STRENGTHS, weibull(), TIME, 0.0, belief, learned.nodes)
     model = Driven(learned, STRENGTHS, KNOTS).double()
     other = Driven(Tabulated(table, STRENGTHS, 0.02), STRENGTHS, KNOTS).double()
     trials = rows([0.1, 0.4, 0.0], [1.0, 0.0, 1.0], [0.4, 0.7, 0.9])
     torch.testing.assert_close(model(trials).rate, other(trials).rate)
+
+
+def test_nodes_are_near_enough_for_a_high_bound_and_short_steps():
+    """Against series of sines: survivors, and P(upper by the horizon), both without drift."""
+    b, horizon = 1.8, 1.5
+    learned = Accumulated(Power(8.0), bounds.Constant(b), STRENGTHS, position, horizon, 150)
+    y, n = torch.linspace(-b, b, 20_001), torch.arange(1.0, 200.0)[:, None]
+    wave, rate = torch.sin(n * math.pi * (y + b) / (2 * b)), (n * math.pi / b) ** 2 / 8
+    for t in (0.4, 0.8):
+        there = (wave * torch.sin(n * math.pi / 2) * torch.exp(-rate * t)).sum(0)
+        rest = 2 / (n * math.pi) * (-1) ** n * torch.exp(-rate * (horizon - t))
+        there = there * ((y + b) / (2 * b) + (wave * rest).sum(0))
+        wanted = (y * there).sum() / there.sum()
+        at = {"when": learned.latency + t, "strength_index": torch.tensor([2]).double()}
+        got = learned.double()(at | {"choice": torch.ones(1)})
+        assert got.item() == pytest.approx(wanted.item(), abs=1e-3)
+
+
+def test_nodes_too_far_apart_are_refused():
+    time = 0.01 * torch.arange(1.0, 101.0)
+    with pytest.raises(ValueError, match="32 nodes for a bound of ±2.7 .*wanted at least 85"):
+        survivors_mean(8.0 * STRENGTHS, bounds.Constant(2.7).double(), time, 0.0, belief)
 
 
 def test_unstopped_belief_is_the_mean_over_the_path():

@@ -8,7 +8,7 @@ import torch
 
 import neurodiff as nd
 from neurodiff.perception import bounds
-from neurodiff.perception.effective import belief, effective_weighting, survivors
+from neurodiff.perception.effective import doubt, effective_weighting, survivors
 from neurodiff.perception.first_passage import density, survival
 
 
@@ -92,7 +92,8 @@ def test_collapsing_bounds_match_simulated_paths(prior):
                 if share is None:
                     m = np.tanh(v * x)
                 else:
-                    m = belief(torch.as_tensor(x), torch.tensor(t), drift, share).numpy()
+                    log = doubt(torch.as_tensor(x), torch.tensor(t), drift, share)
+                    m = np.sign(x) * (1 - log.exp().numpy())
                 miss = (1 - m) ** 2
                 wanted = (miss * alive).mean() / miss.mean()
                 se = (miss * (alive - wanted)).std() / miss.mean() / math.sqrt(n)
@@ -137,3 +138,31 @@ def test_evidence_of_any_strength_is_summed(v):
         normal = torch.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
         free = torch.trapezoid(normal / torch.cosh(v * s.sqrt() * z), z)
         assert got[i] == pytest.approx((left / free).item(), abs=2e-6)
+
+
+def test_strong_evidence_among_weak_is_summed():
+    """Against the killed density as a series of sines, in logs over a wide grid of evidence."""
+    a, time, drift = 2.0, grid(50, 1.0), torch.tensor([0.64, 2.56, 10.24, 30.0])
+    prior = torch.tensor([0.1, 0.2, 0.3, 0.4])
+    got = effective_weighting(drift, a, time, prior=prior)
+
+    def log_miss(y, s):
+        """Over both directions, from the posterior of all eight: log(1 - M) and log(1 + M)."""
+        odds = (
+            prior.log()
+            - 0.5 * drift**2 * s
+            + torch.stack([drift, -drift])[..., None, :] * (y[:, None])
+        )
+        log = (odds.logsumexp(-1) - odds.logsumexp((0, 2))).flip(0) + math.log(2.0)  # of 1 ∓ M
+        told = torch.stack([drift, -drift])[..., None] * y - 0.5 * (drift**2 * s)[:, None]
+        return (2 * log[:, None] + told).logsumexp(0)
+
+    wide, x = torch.linspace(-50.0, 50.0, 100_001), torch.linspace(-a, a, 20_001)
+    n = torch.arange(1.0, 60.0)[:, None] * math.pi / (2 * a)
+    for i in (19, 39, 49):
+        s = time[i]
+        there = (torch.sin(n * (x + a)) * torch.sin(n * a) * torch.exp(-0.5 * n * n * s)).sum(0) / a
+        left = torch.trapezoid(log_miss(x, s).exp() * there, x)
+        normal = -0.5 * (wide * wide / s + math.log(2 * math.pi) + s.log())
+        free = torch.trapezoid((log_miss(wide, s) + normal).exp(), wide)
+        assert (got[:, i] - left / free).abs().max() < 1e-4

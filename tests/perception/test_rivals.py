@@ -373,3 +373,16 @@ def test_what_a_deadline_beside_a_bound_takes_in_matches_simulated_paths():
     assert float(at["effective"]) == pytest.approx((alive * miss).mean() / miss.mean(), abs=4 * se)
     se = math.sqrt(alive.mean() * (1 - alive.mean()) / n)
     assert float(at["survival"]) == pytest.approx(alive.mean(), abs=4 * se)
+
+
+@pytest.mark.parametrize("what", ["spread", "bias", "start_spread"])
+def test_curves_are_not_drawn_where_belief_is_no_function_of_position(what):
+    more = {what: 0.4}
+    own = {} if what == "start_spread" else more
+    model = Bounded(Power(8.0, **own), bounds.Constant(0.9), 2.0, **({} if own else more))
+    data = xr.Dataset(
+        {k: ("trial", w) for k, w in trials(torch.full((4,), 0.2)).items()}
+        | {"signed_rt": ("trial", [0.5, 0.6, -0.7, 0.8])}
+    )
+    bound = join(model, data)
+    assert not stopping_curves(bound, bound.posterior.parameters.start()[None])
