@@ -46,7 +46,8 @@ def predictions(
         models: Hypotheses by name, of choices.
         data: The pool: one trial a stimulus; its responses are not used.
         draws: Of each hypothesis's parameters, from their priors.
-        fixed: Whether the parameters stay at the modules' own values instead.
+        fixed: Whether the parameters stay at the modules' own values instead, on the edge of their
+            support too.
         seed: Of the draws.
 
     Raises:
@@ -66,13 +67,13 @@ def predictions(
             raise ValueError("got a pool with equal trials, wanted each stimulus once")
         with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(seed)
-            own = joint.parameters.start().expand(1, -1)  # pyright: ignore
-            u = own if fixed else joint.parameters.draw_prior(draws)  # pyright: ignore
-            each = [
-                _answers(functional_call(joint.model, joint.parameters.trial_values(one),
-                                         (joint.trials,)))
-                for one in u
-            ]  # fmt: skip
+            if fixed:  # not by way of u, which is infinite on the edge of a support
+                learned = joint.model.named_parameters()
+                values = [{name: p.double() for name, p in learned if p.requires_grad}]
+            else:
+                u = joint.parameters.draw_prior(draws)  # pyright: ignore
+                values = [joint.parameters.trial_values(one) for one in u]
+            each = [_answers(functional_call(joint.model, v, (joint.trials,))) for v in values]
         tables.append(torch.stack(each).numpy())
     return np.stack(tables)
 

@@ -86,6 +86,16 @@ def test_weights_are_what_is_left_of_hypotheses():
     assert np.allclose(gain(p, weights).bound, left.bound)
 
 
+@pytest.mark.parametrize("lapse", [0.0, 1e-14, 1.0])
+def test_fixed_predictions_are_the_model_s_own_on_the_edge_of_a_support_too(lapse):
+    t = table(4, stimuli=20)
+    data = xr.Dataset({"shown": ("trial", 10.0 + np.arange(20)), "choice": ("trial", np.zeros(20))})
+    model = AveragedEvidence(nd.weighting("sigmoid", bias=0.0), t)
+    model.observer.lapse.data.fill_(lapse)
+    own = model({"row": torch.arange(20)}).probs.detach()
+    assert np.allclose(predictions({"a": model}, data, fixed=True, seed=0)[0, 0], own, atol=1e-6)
+
+
 def test_predictions_of_right_and_wrong():
     pool = xr.Dataset(
         {"logsnr": ("trial", [-8.0, 0.0, 8.0]), "correct": ("trial", [1.0, 1.0, 1.0])}
