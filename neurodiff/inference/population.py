@@ -103,7 +103,8 @@ def fit_rates(
     Raises:
         ValueError: responses that are negative or not finite, features that are not finite,
             numbers of stimuli or precisions that differ, a unit that says the same of every
-            stimulus, shares that do not sum to 1, or a unit whose responses leave no curvature.
+            stimulus, shares that do not sum to 1, a spread that is not above 0, or a unit whose
+            responses leave no curvature.
 
     >>> g = torch.Generator().manual_seed(0)
     >>> φ, u = torch.randn(400, 3, 5, generator=g), torch.zeros(400, 0)
@@ -114,6 +115,8 @@ def fit_rates(
     [0, 2]
     """
     _check(features, nuisance, response, shares)
+    if spread is not None and not 0 < spread < float("inf"):
+        raise ValueError(f"spread: got {spread}; wanted above 0: no weight could leave 0 under it")
     problem = _problem(features, nuisance, response, shares, spread)
     state = _begin(problem, shares, spread)
     for _ in range(rounds):

@@ -159,3 +159,6 @@ def test_what_is_wrong_is_said_where():
         population._check(φ, u, y, torch.ones(1, 3) / 3)
     with pytest.raises(ValueError, match=r"got 1 at the least and sums of 4 to 4; wanted none"):
         fit_rates(φ, u, y, shares=torch.ones(1, 4))
+    for spread in (0.0, -0.1, torch.nan, torch.inf):
+        with pytest.raises(ValueError, match=rf"spread: got {spread}; wanted above 0"):
+            fit_rates(φ, u, y, spread=spread)
