@@ -4,7 +4,9 @@ r"""Local energy of an image at every level of what is done to it: the features 
     \tilde h_o(f) = 2\,R(|f|)\, \max(0, \cos(\angle f - o))³
 
 c is a cell of a grid over the image, o an orientation, and R the radial filter: |f|, which whitens
-photographs, or one band of a steerable pyramid. A level is what comes before:
+photographs, or one band of a steerable pyramid. Half a cycle a pixel is f and −f at once: there
+:math:`\tilde h_o` is the mean over both signs, so that orientations of all gratings sum to 5/4, and
+those of a mirrored image are the mirrored ones. A level is what comes before:
 
 .. math:: φ(x; λ) = φ(\hat x(α x + σ ε, λ)), \qquad φ(x; s) = φ(G_s * x), \qquad
     φ(x; k) = φ(x) \text{ with } R = R_k
@@ -88,13 +90,23 @@ def local_energy(
     radius = torch.hypot(fy, fx)
     turn = math.pi * torch.arange(orientations, dtype=image.dtype, device=image.device)
     turn = (turn / orientations)[:, None, None]
-    along = (fx * turn.cos() + fy * turn.sin()) / radius.clamp_min(1e-12)
-    gain = 2 * radial(radius) * along.clamp_min(0.0) ** _POWER
+    ways = [
+        ((x * turn.cos() + y * turn.sin()) / radius.clamp_min(1e-12)).clamp_min(0.0) ** _POWER
+        for x in (fx, _other(fx))
+        for y in (fy, _other(fy))
+    ]
+    gain = 2 * radial(radius) * torch.stack(ways).mean(0)
     response = torch.fft.ifft2(torch.fft.fft2(padded) * gain)
     inside = response[..., edge : edge + side[0], edge : edge + side[1]]
     energy = inside.real.square() + inside.imag.square()
     pooled = adaptive_avg_pool2d(energy, cells)
     return pooled.flatten(2).mT.reshape(*image.shape[:-2], -1)
+
+
+def _other(frequency: Tensor) -> Tensor:
+    """Half a cycle by its other sign; n/2 of an even n, and nothing of an odd one."""
+    n = frequency.numel()
+    return torch.where((2 * n * frequency.abs()).round() == n, -frequency, frequency)
 
 
 def denoised_energy(

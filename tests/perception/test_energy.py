@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from neurodiff.diffusion.prior import Gaussian
 from neurodiff.perception import energy
@@ -45,6 +47,52 @@ def test_orientations_sum_to_the_same_for_all_gratings():
     ]
     # Σ cos⁶ over four orientations is 5/4
     assert sums == pytest.approx([1.25 * 0.2**2] * 4, rel=0.02)
+
+
+@pytest.mark.parametrize("angle", [0.0, math.pi / 2])
+def test_half_a_cycle_has_both_signs(angle):
+    # a wave and its opposite are one bin: 1, and cos⁶ of 45 degrees at either side, of amplitude 1
+    found = local_energy(grating(0.5, angle, 0.0), torch.ones_like).reshape(16, 4)
+    near = torch.tensor([1.0, 0.125, 0.0, 0.125], dtype=torch.float64)
+    assert torch.allclose(found, near.roll(round(angle / (math.pi / 4))).expand(16, 4))
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    height=st.integers(3, 40),
+    width=st.integers(3, 40),
+    cells=st.integers(1, 3),
+    seed=st.integers(0, 10_000),
+    radial=st.sampled_from([whitening, band(0.25), band(0.5)]),
+)
+def test_what_is_mirrored_has_mirrored_energy(height, width, cells, seed, radial):
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(height, width, generator=g, dtype=torch.float64)
+    found = local_energy(x, radial, cells=cells).reshape(cells, cells, 4)
+    left = local_energy(x.flip(1), radial, cells=cells).reshape(cells, cells, 4)
+    turned = local_energy(x.T, radial, cells=cells).reshape(cells, cells, 4)
+    # 45 and 135 degrees change places; about the diagonal, 0 and 90 do
+    assert torch.allclose(left, found.flip(1)[..., [0, 3, 2, 1]], rtol=1e-9, atol=1e-12)
+    assert torch.allclose(turned, found.transpose(0, 1)[..., [2, 1, 0, 3]], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("side", [31, 32])
+def test_white_noise_has_the_energy_of_the_filter(side):
+    """E|h * x|² = Σ|h|², of which half is where the cosine is above 0; by quadrature over f."""
+    g, n = torch.Generator().manual_seed(0), 200
+    noise = torch.randn(n, side, side, generator=g, dtype=torch.float64)
+    found = local_energy(noise).reshape(n, CELLS, CELLS, 4)[:, 1:-1, 1:-1].mean((1, 2))
+    f = (torch.arange(400, dtype=torch.float64) + 0.5) / 400 - 0.5
+    fy, fx = torch.meshgrid(f, f, indexing="ij")
+    turn = (torch.arange(4) * math.pi / 4)[:, None, None]
+    along = (fx * turn.cos() + fy * turn.sin()).clamp_min(0.0) / torch.hypot(fx, fy)
+    wanted = (2 * torch.hypot(fx, fy) * along**3).square().mean((1, 2))
+    se = found.std(0) / n**0.5
+    # what is mirrored at the edges is no longer independent: some pixels of each side
+    assert ((found.mean(0) - wanted).abs() < 4 * se + 3 / side * wanted).all()
+    for one, other in ((0, 2), (1, 3)):
+        apart = found[:, one] - found[:, other]
+        assert abs(apart.mean()) < 4 * apart.std() / n**0.5
 
 
 def test_cells_are_places():
