@@ -135,15 +135,20 @@ def denoised_energy(
         As :func:`local_energy`, its logarithm.
 
     Raises:
-        ValueError: images that are not floats of one channel.
+        ValueError: images that are not floats of one channel, finite and in [-1, 1].
 
     >>> from neurodiff.diffusion.prior import Gaussian
     >>> p = Gaussian(torch.zeros(1, 32, 32), 0.1 * torch.ones(1, 32, 32))
-    >>> images = 0.3 * torch.randn(2, 1, 32, 32)
+    >>> images = 0.3 * torch.randn(2, 1, 32, 32).tanh()
     >>> denoised_energy(p, images, torch.tensor([-4.0, 8.0])).shape
     torch.Size([2, 2, 64])
     """
     _grey(image)
+    if image.numel() and image.abs().max() > 1:
+        raise ValueError(
+            f"got images from {image.min():g} to {image.max():g}; wanted them in [-1, 1], where "
+            "denoisers know them: of 256 greys take 2 (x + 0.5) / 256 - 1"
+        )
     g, rows = torch.Generator().manual_seed(seed), []
     with torch.no_grad(), progress(len(image), "denoising") as advance:
         for x in image.split(batch):
@@ -195,3 +200,6 @@ def _grey(image: Tensor) -> None:
             f"got {image.dtype} images of shape {tuple(image.shape)}; wanted floats of shape "
             "(stimulus, 1, height, width): take the luma of colours, in [-1, 1]"
         )
+    if (bad := ~torch.isfinite(image)).any():
+        at = bad.nonzero()[0].tolist()
+        raise ValueError(f"got {image[tuple(at)].item()} at {at} of the images; wanted numbers")

@@ -106,7 +106,7 @@ def test_cells_are_places():
 def test_octaves_tile():
     # bands an octave apart: cos² + sin² = 1 between the first and the last
     f = torch.linspace(0.06, 0.24, 50)
-    total = sum(band(0.03 * 2**k)(f).square() for k in range(5))
+    total = torch.stack([band(0.03 * 2**k)(f).square() for k in range(5)]).sum(0)
     assert torch.allclose(total, torch.ones(50))
 
 
@@ -126,7 +126,7 @@ def test_bands_are_of_their_frequency():
 def test_a_linear_denoiser_adds_the_energy_of_the_noise():
     v, level = 0.09, torch.tensor([-3.0, 1.0, 40.0])
     p = Gaussian(torch.zeros(1, SIDE, SIDE), v * torch.ones(1, SIDE, SIDE))
-    x = 0.3 * torch.randn(3, 1, SIDE, SIDE)
+    x = 0.3 * torch.randn(3, 1, SIDE, SIDE).clamp(-3, 3)
     found = denoised_energy(p, x, level, pairs=2, seed=5).exp()
     eps = torch.randn(2, 3, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(5))
     a2, s2 = torch.sigmoid(level), torch.sigmoid(-level)
@@ -149,3 +149,14 @@ def test_images_are_floats_of_one_channel(image):
     # of colours the first channel would be taken for the image
     with pytest.raises(ValueError, match=r"wanted floats of shape \(stimulus, 1, height, width\)"):
         energy._grey(image)
+
+
+def test_images_are_numbers_and_denoised_ones_in_their_range():
+    p = Gaussian(torch.zeros(1, 8, 8), torch.ones(1, 8, 8))
+    x, levels = torch.rand(2, 1, 8, 8), torch.tensor([0.0])
+    with pytest.raises(ValueError, match=r"from 0 to 255; wanted them in \[-1, 1\]"):
+        denoised_energy(p, 255 * (x - x.min()) / (x.max() - x.min()), levels)
+    x[1, 0, 2, 3] = torch.nan
+    for make in (lambda: denoised_energy(p, x, levels), lambda: blurred_energy(x, levels)):
+        with pytest.raises(ValueError, match=r"got nan at \[1, 0, 2, 3\] of the images"):
+            make()
