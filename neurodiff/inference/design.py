@@ -108,12 +108,22 @@ def gain(p: Table, weights: Float[np.ndarray, "hypothesis draw"] | None = None) 
         weights: Joint probability of hypotheses and draws, such as what answers have left of them;
             equal by default.
 
+    Raises:
+        ValueError: Weights that are not of each hypothesis and draw, or no probabilities.
+
     >>> same = np.full((2, 1, 1, 2), 0.5)
     >>> apart = np.array([[[[1.0, 0.0]]], [[[0.0, 1.0]]]])
     >>> gain(np.concatenate([same, apart], 2)).hypothesis.round(3)      # 0 and log 2
     array([0.   , 0.693])
     """
     weights = np.full(p.shape[:2], 1 / p[..., 0, 0].size) if weights is None else weights
+    if weights.shape != p.shape[:2]:
+        raise ValueError(f"weights: got shape {weights.shape}, wanted {p.shape[:2]}, as of p")
+    if not (weights >= 0).all() or abs(weights.sum() - 1) > 1e-6:
+        raise ValueError(
+            f"weights: got {weights.min():.3g} at the least and a sum of {weights.sum():.6g}; "
+            "wanted none below 0, and a sum of 1: divide by it"
+        )
     prior = weights.sum(1)
     each = np.einsum("hd,hdsk->hsk", weights / prior.clip(1e-300)[:, None], p)
     of_mean = _entropy(np.einsum("h,hsk->sk", prior, each))

@@ -84,6 +84,13 @@ def test_weights_are_what_is_left_of_hypotheses():
     left = gain(p[:2, 1:])
     assert np.allclose(gain(p, weights).hypothesis, left.hypothesis)
     assert np.allclose(gain(p, weights).bound, left.bound)
+    for wrong in (2 * weights, weights * np.nan, weights + np.eye(3, 4, 1) - np.eye(3, 4)):
+        with pytest.raises(
+            ValueError, match=r"weights: got .* wanted none below 0, and a sum of 1"
+        ):
+            gain(p, wrong)
+    with pytest.raises(ValueError, match=r"weights: got shape \(3,\), wanted \(3, 4\), as of p"):
+        gain(p, np.full(3, 1 / 3))
 
 
 @pytest.mark.parametrize("lapse", [0.0, 1e-14, 1.0])
