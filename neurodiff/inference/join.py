@@ -77,10 +77,16 @@ def join(
         device: Where the tensors live.
 
     Raises:
-        ValueError: If a variable or a prior is missing, or ``by`` has a single value.
+        ValueError: If a variable or a prior is missing, ``by`` has a single value, or no trial has
+            an answer.
     """
     model = copy.deepcopy(model).to(device=device, dtype=torch.float64)
     trials, response = bind(model, data, device)
+    if torch.isnan(response).all():
+        raise ValueError(
+            f"{model.response!r} is missing (empty or NaN) in all {len(response)} rows; wanted at "
+            "least one answer"
+        )
     dim = str(data[model.response].dims[0])  # pyright: ignore[reportArgumentType]
     if unit is None and "block" in data.coords and data["block"].dims == (dim,):
         unit = "block"
