@@ -179,6 +179,11 @@ TABLE = {
         ["fit", "data.csv", "--model", "averaged", *LAW],
         ["--model averaged needs --evidence TABLE.nc"],
     ),
+    "a table of evidence for another kind": (
+        csv,
+        ["fit", "data.csv", *MODEL, *LAW, "--evidence", "t.nc"],
+        ["--evidence belongs to --model averaged and stopped", "with --model threshold"],
+    ),
     "an unknown method": (
         csv,
         ["fit", "data.csv", *MODEL, *LAW, "--method", "magic"],
