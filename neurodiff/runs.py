@@ -47,8 +47,13 @@ def table_of(model: str, path: Path | None) -> xr.Dataset | None:
     """The table of evidence that a kind needs.
 
     Raises:
-        ValueError: If it needs one and there is none, or the file is none.
+        ValueError: If it needs one and there is none, needs none and there is one, or the file is
+            none.
     """
+    if model not in ("averaged", "stopped") and path is not None:
+        raise ValueError(
+            f"--evidence belongs to --model averaged and stopped: leave it out with --model {model}"
+        )
     if model in ("averaged", "stopped") and path is None:
         raise ValueError(f"--model {model} needs --evidence TABLE.nc")
     return None if path is None else read_table(path)

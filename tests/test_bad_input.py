@@ -89,6 +89,11 @@ TABLE = {
         ["fit", "data.csv", *MODEL, *LAW],
         ["data.csv", "choice: 5 at line 2", "0 to 1", "n_choices"],
     ),
+    "answers that are all missing": (
+        lambda: csv(correct=[np.nan] * 40),
+        ["fit", "data.csv", *MODEL, *LAW],
+        ["data: 'correct' is missing (empty or NaN) in all 40 rows"],
+    ),
     "an empty file": (
         lambda: Path("data.csv").write_text(""),
         ["fit", "data.csv", *MODEL, *LAW],
@@ -173,6 +178,11 @@ TABLE = {
         csv,
         ["fit", "data.csv", "--model", "averaged", *LAW],
         ["--model averaged needs --evidence TABLE.nc"],
+    ),
+    "a table of evidence for another kind": (
+        csv,
+        ["fit", "data.csv", *MODEL, *LAW, "--evidence", "t.nc"],
+        ["--evidence belongs to --model averaged and stopped", "with --model threshold"],
     ),
     "an unknown method": (
         csv,

@@ -41,7 +41,8 @@ def confusion(
         A row for each truth, set and hypothesis: ``truth, set, hypothesis, log_evidence`` (nats).
 
     Raises:
-        ValueError: If fewer than two models are given.
+        ValueError: If fewer than two models are given, or a parameter is on or beyond the edge of
+            its prior's support, which no fit can reach.
 
     >>> import neurodiff as nd
     >>> columns = {"logsnr": ("trial", [-4.0, -2.0, 0.0, 2.0, 4.0] * 40)}
@@ -59,6 +60,7 @@ def confusion(
     for truth, design in designs.items():
         parameters = design.parameters
         assert isinstance(parameters, Pooled)
+        _same(truth, models[truth], parameters)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             problems = at_truths(design, parameters.start().expand(sets, -1))
@@ -68,6 +70,18 @@ def confusion(
             for i, value in enumerate(_log_evidence(fitted, start).tolist()):
                 rows.append({"truth": truth, "set": i, "hypothesis": name, "log_evidence": value})
     return pd.DataFrame(rows)
+
+
+def _same(truth: str, model: nn.Module, parameters: Pooled) -> None:
+    """Refuse a truth that fits would begin elsewhere than at: see ``inference.priors``."""
+    own = dict(model.named_parameters())
+    for site in parameters.sites:
+        if not torch.equal(site.value, value := own[site.name].detach().double()):
+            raise ValueError(
+                f"{truth}: got {site.name} = {value.tolist()}, wanted a value within the support "
+                f"of its prior ({site.prior.support}): move it off the edge, or fix it by "
+                "requires_grad_(False)"
+            )
 
 
 def _given(rival: Posterior, problems: Posterior) -> Posterior:

@@ -46,7 +46,8 @@ def predictions(
         models: Hypotheses by name, of choices.
         data: The pool: one trial a stimulus; its responses are not used.
         draws: Of each hypothesis's parameters, from their priors.
-        fixed: Whether the parameters stay at the modules' own values instead.
+        fixed: Whether the parameters stay at the modules' own values instead, on the edge of their
+            support too.
         seed: Of the draws.
 
     Raises:
@@ -66,13 +67,13 @@ def predictions(
             raise ValueError("got a pool with equal trials, wanted each stimulus once")
         with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(seed)
-            own = joint.parameters.start().expand(1, -1)  # pyright: ignore
-            u = own if fixed else joint.parameters.draw_prior(draws)  # pyright: ignore
-            each = [
-                _answers(functional_call(joint.model, joint.parameters.trial_values(one),
-                                         (joint.trials,)))
-                for one in u
-            ]  # fmt: skip
+            if fixed:  # not by way of u, which is infinite on the edge of a support
+                learned = joint.model.named_parameters()
+                values = [{name: p.double() for name, p in learned if p.requires_grad}]
+            else:
+                u = joint.parameters.draw_prior(draws)  # pyright: ignore
+                values = [joint.parameters.trial_values(one) for one in u]
+            each = [_answers(functional_call(joint.model, v, (joint.trials,))) for v in values]
         tables.append(torch.stack(each).numpy())
     return np.stack(tables)
 
@@ -107,12 +108,22 @@ def gain(p: Table, weights: Float[np.ndarray, "hypothesis draw"] | None = None) 
         weights: Joint probability of hypotheses and draws, such as what answers have left of them;
             equal by default.
 
+    Raises:
+        ValueError: Weights that are not of each hypothesis and draw, or no probabilities.
+
     >>> same = np.full((2, 1, 1, 2), 0.5)
     >>> apart = np.array([[[[1.0, 0.0]]], [[[0.0, 1.0]]]])
     >>> gain(np.concatenate([same, apart], 2)).hypothesis.round(3)      # 0 and log 2
     array([0.   , 0.693])
     """
     weights = np.full(p.shape[:2], 1 / p[..., 0, 0].size) if weights is None else weights
+    if weights.shape != p.shape[:2]:
+        raise ValueError(f"weights: got shape {weights.shape}, wanted {p.shape[:2]}, as of p")
+    if not (weights >= 0).all() or abs(weights.sum() - 1) > 1e-6:
+        raise ValueError(
+            f"weights: got {weights.min():.3g} at the least and a sum of {weights.sum():.6g}; "
+            "wanted none below 0, and a sum of 1: divide by it"
+        )
     prior = weights.sum(1)
     each = np.einsum("hd,hdsk->hsk", weights / prior.clip(1e-300)[:, None], p)
     of_mean = _entropy(np.einsum("h,hsk->sk", prior, each))

@@ -77,10 +77,16 @@ def join(
         device: Where the tensors live.
 
     Raises:
-        ValueError: If a variable or a prior is missing, or ``by`` has a single value.
+        ValueError: If a variable or a prior is missing, ``by`` has a single value, or no trial has
+            an answer.
     """
     model = copy.deepcopy(model).to(device=device, dtype=torch.float64)
     trials, response = bind(model, data, device)
+    if torch.isnan(response).all():
+        raise ValueError(
+            f"{model.response!r} is missing (empty or NaN) in all {len(response)} rows; wanted at "
+            "least one answer"
+        )
     dim = str(data[model.response].dims[0])  # pyright: ignore[reportArgumentType]
     if unit is None and "block" in data.coords and data["block"].dims == (dim,):
         unit = "block"
@@ -124,8 +130,8 @@ def bind(
         device: Where the tensors live.
 
     Raises:
-        ValueError: If a variable is missing (the nearest is named) or a stimulus is NaN (the first
-            place is named).
+        ValueError: If a variable is missing (the nearest is named), or is text or a stimulus NaN
+            (the first place is named).
     """
     wanted: str = model.response  # pyright: ignore[reportAssignmentType]
     required = tuple(model.requires)  # pyright: ignore[reportArgumentType]
@@ -134,7 +140,7 @@ def bind(
         if name not in data.variables:
             known = [str(k) for k in data.variables]
             raise ValueError(f"the data have no variable {name!r}: {nearest(name, known)}")
-        values = np.array(data[name].values, dtype=np.float64)  # a copy: files may be read-only
+        values = _numbers(data[name])
         if name != wanted and np.isnan(values).any():
             place = tuple(int(i) for i in np.argwhere(np.isnan(values))[0])
             mend = "drop or mend these rows"
@@ -150,6 +156,20 @@ def bind(
         if hasattr(module, "prepare"):
             trials |= module.prepare(trials)  # pyright: ignore[reportCallIssue]
     return trials, response
+
+
+def _numbers(variable: xr.DataArray) -> np.ndarray:
+    """As float64, a copy: files may be read-only."""
+    try:
+        return np.array(variable.values, dtype=np.float64)
+    except ValueError:
+        text = np.isnan(np.asarray(pd.to_numeric(variable.values.ravel(), errors="coerce"), float))
+        at = np.unravel_index(text.argmax(), variable.shape)
+        raise ValueError(
+            f"{variable.name!r} is {str(variable.values[at])!r} at {variable.dims} = "
+            f"{tuple(map(int, at))} (from 0), wanted a number: recode names as numbers"
+            + (", those that the table of evidence has" if variable.name == "shown" else "")
+        ) from None
 
 
 def centre_of(model: nn.Module, trials: dict[str, Tensor]) -> dict[str, Distribution]:

@@ -47,17 +47,14 @@ def attach(trials: xr.Dataset, table: xr.Dataset) -> xr.Dataset:
         table: From :func:`~neurodiff.perception.evidence.evidence`.
 
     Raises:
-        ValueError: If a column is missing, or the choices are not of the table's labels.
+        ValueError: If a column is missing.
     """
     for column, what in {"shown": "the stimulus", "choice": "its answer, from 0"}.items():
         if column not in trials:
             found = ", ".join(map(str, trials.variables)) or "nothing"
             raise ValueError(f"the trials have no {column!r}, {what} (they hold: {found})")
-    most, labels = float(np.nanmax(trials["choice"].values)), table.sizes["label"]
-    if most >= labels:
-        raise ValueError(f"a choice is {most:g}, but the table has labels 0 to {labels - 1}")
     both = trials.assign(error=table["error"], width=table["width"])
-    return both.assign_attrs(n_choices=labels)
+    return both.assign_attrs(n_choices=table.sizes["label"])
 
 
 def weights_of(key: str, kind: str, free: bool, table: xr.Dataset) -> Weighting:

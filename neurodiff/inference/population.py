@@ -103,7 +103,8 @@ def fit_rates(
     Raises:
         ValueError: responses that are negative or not finite, features that are not finite,
             numbers of stimuli or precisions that differ, a unit that says the same of every
-            stimulus, or shares that do not sum to 1.
+            stimulus, shares that do not sum to 1, a spread that is not above 0, or a unit whose
+            responses leave no curvature.
 
     >>> g = torch.Generator().manual_seed(0)
     >>> φ, u = torch.randn(400, 3, 5, generator=g), torch.zeros(400, 0)
@@ -114,6 +115,8 @@ def fit_rates(
     [0, 2]
     """
     _check(features, nuisance, response, shares)
+    if spread is not None and not 0 < spread < float("inf"):
+        raise ValueError(f"spread: got {spread}; wanted above 0: no weight could leave 0 under it")
     problem = _problem(features, nuisance, response, shares, spread)
     state = _begin(problem, shares, spread)
     for _ in range(rounds):
@@ -123,7 +126,8 @@ def fit_rates(
     parts, levels = problem.split(state.u), features.shape[1]
     factor = torch.zeros(len(state.u), levels, levels).to(state.u)
     if problem.learned:
-        _, covariance = _curvature(problem, state, _scored(problem, state))
+        _, root = _curvature(problem, state, _scored(problem, state))
+        covariance = torch.cholesky_inverse(root)
         values, vectors = torch.linalg.eigh(covariance[:, -levels:, -levels:])
         factor = vectors * values.clamp_min(0.0).sqrt()[:, None]
     rate = _log_rate(problem, state.u)[0].exp().T
@@ -269,10 +273,22 @@ def _information(problem: _Problem, state: _State, score: _Score) -> Tensor:
 
 
 def _curvature(problem: _Problem, state: _State, score: _Score) -> tuple[Tensor, Tensor]:
-    """Information of the data, and the covariance of what is learned."""
+    """Information of the data, and the Cholesky factor of what is learned from them and priors."""
     data = _information(problem, state, score)
-    prior = state.scale[:, : data.shape[1]].pow(-2)
-    return data, torch.linalg.inv(data + torch.diag_embed(prior))
+    prior = torch.diag_embed(state.scale[:, : data.shape[1]].pow(-2))
+    root, failed = torch.linalg.cholesky_ex(data + prior)
+    if (again := failed.nonzero()[:, 0]).numel():  # single precision has lost the least directions
+        weight = (state.kappa[:, None] * score.rate)[again, :, None].double()
+        j = problem.design if score.jacobian is None else score.jacobian[again]
+        exact = j.double().mT @ (j.double() * weight)  # pyright: ignore
+        factor, failed = torch.linalg.cholesky_ex(exact + prior[again].double())
+        if failed.any():
+            raise ValueError(
+                f"responses: units {again[failed > 0].tolist()} leave no curvature to climb by; "
+                "look for responses far above all others of theirs, or leave them out"
+            )
+        data[again], root[again] = exact.to(data), factor.to(data)
+    return data, root
 
 
 def _jacobian(problem: _Problem, u: Tensor, mixed: Tensor) -> Tensor:
@@ -301,9 +317,7 @@ def _climb(problem: _Problem, state: _State, steps: int) -> tuple[_State, float]
     for _ in range(steps):
         score = _scored(problem, state, at)
         if root is None or problem.learned or slope.max() > _NEAR:
-            data = _information(problem, state, score)
-            prior = state.scale[:, : data.shape[1]].pow(-2)
-            root = torch.linalg.cholesky(data + torch.diag_embed(prior))
+            _, root = _curvature(problem, state, score)
         step = torch.cholesky_solve(score.gradient[:, :, None], root)[:, :, 0]
         slope = (step * score.gradient).sum(1)
         if (slope < _SMALL).all():
@@ -326,7 +340,8 @@ def _climb(problem: _Problem, state: _State, steps: int) -> tuple[_State, float]
 def _move(problem: _Problem, state: _State) -> _State:
     """κ, and the priors, given every unit's mode and curvature."""
     score = _scored(problem, state)
-    data, covariance = _curvature(problem, state, score)
+    data, root = _curvature(problem, state, score)
+    covariance = torch.cholesky_inverse(root)
     free, rate = (covariance * data.mT).sum((1, 2)), score.rate.T
     pearson = ((problem.response - rate).square() / rate).sum(0)
     kappa = (len(problem.response) - free).clamp_min(1.0) / pearson

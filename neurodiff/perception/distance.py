@@ -35,7 +35,7 @@ def distances(
 
     Args:
         denoiser: (z, logsnr) → E[x|z].
-        stimuli: x.
+        stimuli: x, on the scale that the denoiser knows: of images [-1, 1].
         logsnr: levels, nats.
         pairs: of noise, ε and −ε; at least 2 for a standard error.
         seed: of the noise.
@@ -46,7 +46,7 @@ def distances(
         summed over the event.
 
     Raises:
-        ValueError: fewer than 2 pairs.
+        ValueError: fewer than 2 pairs, or stimuli that are not floats or not finite.
 
     >>> from neurodiff.diffusion.prior import Gaussian
     >>> p = Gaussian(torch.zeros(3), torch.ones(3))
@@ -56,6 +56,11 @@ def distances(
     """
     if pairs < 2:
         raise ValueError(f"got pairs={pairs}, wanted at least 2: the standard error needs them")
+    if not stimuli.is_floating_point():
+        raise ValueError(f"got stimuli of {stimuli.dtype}, wanted floats, of images in [-1, 1]")
+    if (bad := ~torch.isfinite(stimuli)).any():
+        at = bad.nonzero()[0].tolist()
+        raise ValueError(f"got {stimuli[tuple(at)].item()} at {at} of the stimuli, wanted numbers")
     g = torch.Generator().manual_seed(seed)
     noise = torch.randn(pairs, *stimuli.shape[1:], generator=g, dtype=stimuli.dtype)
     means, errors = [], []

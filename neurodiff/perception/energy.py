@@ -4,7 +4,9 @@ r"""Local energy of an image at every level of what is done to it: the features 
     \tilde h_o(f) = 2\,R(|f|)\, \max(0, \cos(\angle f - o))³
 
 c is a cell of a grid over the image, o an orientation, and R the radial filter: |f|, which whitens
-photographs, or one band of a steerable pyramid. A level is what comes before:
+photographs, or one band of a steerable pyramid. Half a cycle a pixel is f and −f at once: there
+:math:`\tilde h_o` is the mean over both signs, so that orientations of all gratings sum to 5/4, and
+those of a mirrored image are the mirrored ones. A level is what comes before:
 
 .. math:: φ(x; λ) = φ(\hat x(α x + σ ε, λ)), \qquad φ(x; s) = φ(G_s * x), \qquad
     φ(x; k) = φ(x) \text{ with } R = R_k
@@ -88,13 +90,23 @@ def local_energy(
     radius = torch.hypot(fy, fx)
     turn = math.pi * torch.arange(orientations, dtype=image.dtype, device=image.device)
     turn = (turn / orientations)[:, None, None]
-    along = (fx * turn.cos() + fy * turn.sin()) / radius.clamp_min(1e-12)
-    gain = 2 * radial(radius) * along.clamp_min(0.0) ** _POWER
+    ways = [
+        ((x * turn.cos() + y * turn.sin()) / radius.clamp_min(1e-12)).clamp_min(0.0) ** _POWER
+        for x in (fx, _other(fx))
+        for y in (fy, _other(fy))
+    ]
+    gain = 2 * radial(radius) * torch.stack(ways).mean(0)
     response = torch.fft.ifft2(torch.fft.fft2(padded) * gain)
     inside = response[..., edge : edge + side[0], edge : edge + side[1]]
     energy = inside.real.square() + inside.imag.square()
     pooled = adaptive_avg_pool2d(energy, cells)
     return pooled.flatten(2).mT.reshape(*image.shape[:-2], -1)
+
+
+def _other(frequency: Tensor) -> Tensor:
+    """Half a cycle by its other sign; n/2 of an even n, and nothing of an odd one."""
+    n = frequency.numel()
+    return torch.where((2 * n * frequency.abs()).round() == n, -frequency, frequency)
 
 
 def denoised_energy(
@@ -123,15 +135,20 @@ def denoised_energy(
         As :func:`local_energy`, its logarithm.
 
     Raises:
-        ValueError: images that are not floats of one channel.
+        ValueError: images that are not floats of one channel, finite and in [-1, 1].
 
     >>> from neurodiff.diffusion.prior import Gaussian
     >>> p = Gaussian(torch.zeros(1, 32, 32), 0.1 * torch.ones(1, 32, 32))
-    >>> images = 0.3 * torch.randn(2, 1, 32, 32)
+    >>> images = 0.3 * torch.randn(2, 1, 32, 32).tanh()
     >>> denoised_energy(p, images, torch.tensor([-4.0, 8.0])).shape
     torch.Size([2, 2, 64])
     """
     _grey(image)
+    if image.numel() and image.abs().max() > 1:
+        raise ValueError(
+            f"got images from {image.min():g} to {image.max():g}; wanted them in [-1, 1], where "
+            "denoisers know them: of 256 greys take 2 (x + 0.5) / 256 - 1"
+        )
     g, rows = torch.Generator().manual_seed(seed), []
     with torch.no_grad(), progress(len(image), "denoising") as advance:
         for x in image.split(batch):
@@ -183,3 +200,6 @@ def _grey(image: Tensor) -> None:
             f"got {image.dtype} images of shape {tuple(image.shape)}; wanted floats of shape "
             "(stimulus, 1, height, width): take the luma of colours, in [-1, 1]"
         )
+    if (bad := ~torch.isfinite(image)).any():
+        at = bad.nonzero()[0].tolist()
+        raise ValueError(f"got {image[tuple(at)].item()} at {at} of the images; wanted numbers")

@@ -16,6 +16,17 @@ def test_few_models_are_refused():
         confusion({}, xr.Dataset(), seed=0)
 
 
+def test_a_truth_that_would_be_moved_is_refused():
+    columns = {"logsnr": ("trial", [-2.0, 2.0]), "correct": ("trial", [1.0, 1.0])}
+    models = {
+        w: nd.Threshold(nd.weighting(w), nd.observers.Choice(choices=2))
+        for w in ("sigmoid", "step")
+    }
+    models["step"].observer.lapse.data.fill_(0.0)
+    with pytest.raises(ValueError, match=r"step: got observer.lapse = 0.0, wanted a value within"):
+        confusion(models, xr.Dataset(columns), sets=1, seed=0)
+
+
 def test_labels_are_told_apart_where_the_answers_differ():
     t = table(5, stimuli=150)
     data = xr.Dataset(

@@ -84,6 +84,23 @@ def test_weights_are_what_is_left_of_hypotheses():
     left = gain(p[:2, 1:])
     assert np.allclose(gain(p, weights).hypothesis, left.hypothesis)
     assert np.allclose(gain(p, weights).bound, left.bound)
+    for wrong in (2 * weights, weights * np.nan, weights + np.eye(3, 4, 1) - np.eye(3, 4)):
+        with pytest.raises(
+            ValueError, match=r"weights: got .* wanted none below 0, and a sum of 1"
+        ):
+            gain(p, wrong)
+    with pytest.raises(ValueError, match=r"weights: got shape \(3,\), wanted \(3, 4\), as of p"):
+        gain(p, np.full(3, 1 / 3))
+
+
+@pytest.mark.parametrize("lapse", [0.0, 1e-14, 1.0])
+def test_fixed_predictions_are_the_model_s_own_on_the_edge_of_a_support_too(lapse):
+    t = table(4, stimuli=20)
+    data = xr.Dataset({"shown": ("trial", 10.0 + np.arange(20)), "choice": ("trial", np.zeros(20))})
+    model = AveragedEvidence(nd.weighting("sigmoid", bias=0.0), t)
+    model.observer.lapse.data.fill_(lapse)
+    own = model({"row": torch.arange(20)}).probs.detach()
+    assert np.allclose(predictions({"a": model}, data, fixed=True, seed=0)[0, 0], own, atol=1e-6)
 
 
 def test_predictions_of_right_and_wrong():

@@ -90,11 +90,19 @@ def test_files_that_do_not_fit(files, capsys):
     for name, changed, words in (
         ("more.csv", trials.assign(choice=trials["choice"] + 1), "whole number from 0 to 3"),
         ("strange.csv", trials.assign(shown=trials["shown"] + 1000), "which the table of evidence"),
+        (
+            "words.csv",
+            trials.assign(shown=["10", *("pic" + trials["shown"].astype(str))[1:]]),
+            "'shown' is 'pic11' at ('trial',) = (1,) (from 0), wanted a number: recode names as "
+            "numbers, those that the table of evidence has",
+        ),
         ("none.csv", trials.drop(columns="shown"), "no 'shown'"),
+        ("empty.csv", trials.assign(choice=np.nan), "empty: 'choice' is missing (empty or NaN) in"),
     ):
         changed.to_csv(files / name, index=False)
         assert run(files, "--model", "averaged", data=name) == 2
         assert words in capsys.readouterr().err
+        assert not (files / "run").exists()
     assert run(files, "--model", "averaged", evidence="people.csv") == 2
     assert "no whole table" in capsys.readouterr().err
     assert main(["fit", str(files / "people.csv"), "--model", "averaged"]) == 2

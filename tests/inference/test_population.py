@@ -110,6 +110,33 @@ def test_shares_are_calibrated(features, spread):
     assert torch.corrcoef(torch.stack([truth, mean]))[0, 1] > 0.8
 
 
+@pytest.mark.parametrize(
+    ("seed", "most", "shares"),
+    [(7, 1000.0, None), (7, 1000.0, torch.ones(1, 4) / 4), (10, 100.0, torch.ones(1, 4) / 4)],
+)
+def test_one_extreme_unit_does_not_stop_the_others(seed, most, shares):
+    # silent but once: its κ grows until single precision has no curvature left in some directions
+    φ, u, y, *_ = simulated(seed, stimuli=200, units=5, repeats=1, spread=0.3)
+    y[:, 0] = 0.0
+    y[3, 0] = most
+    found = fit_rates(φ, u, y, shares=shares)
+    assert found.climb < 1e-5
+    assert all(torch.isfinite(part).all() for part in found[:-1])
+    if shares is not None:  # then units have nothing in common
+        rest = fit_rates(φ, u, y[:, 1:], shares=shares)
+        # to which 1e-6 nats leave a weight: its s.d. of a tenth, times √2e-6
+        assert torch.allclose(rest.weights, found.weights[1:], atol=5e-4)
+
+
+def test_a_unit_without_curvature_is_named():
+    φ, u, y, *_ = simulated(6, stimuli=200, units=3)
+    problem = population._problem(φ, u, y, None, None)
+    state = population._begin(problem, None, None)
+    state.kappa[1] = -1.0
+    with pytest.raises(ValueError, match=r"units \[1\] leave no curvature to climb by"):
+        population._curvature(problem, state, population._scored(problem, state))
+
+
 def test_what_is_wrong_is_said_where():
     φ, u, y, *_ = simulated(5, units=2)
     bad = y.clone()
@@ -132,3 +159,6 @@ def test_what_is_wrong_is_said_where():
         population._check(φ, u, y, torch.ones(1, 3) / 3)
     with pytest.raises(ValueError, match=r"got 1 at the least and sums of 4 to 4; wanted none"):
         fit_rates(φ, u, y, shares=torch.ones(1, 4))
+    for spread in (0.0, -0.1, torch.nan, torch.inf):
+        with pytest.raises(ValueError, match=rf"spread: got {spread}; wanted above 0"):
+            fit_rates(φ, u, y, spread=spread)

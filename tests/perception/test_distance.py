@@ -46,6 +46,11 @@ def test_distances_are_of_pairs():
     assert (found[range(4), range(4)] == 0).all()
     with pytest.raises(ValueError, match="got pairs=1, wanted at least 2"):
         distances(p, x, LEVELS, pairs=1)
+    with pytest.raises(ValueError, match=r"got stimuli of torch\.uint8, wanted floats"):
+        distances(p, x.to(torch.uint8), LEVELS)
+    x[2, 0, 1, 1] = torch.inf
+    with pytest.raises(ValueError, match=r"got inf at \[2, 0, 1, 1\] of the stimuli"):
+        distances(p, x, LEVELS)
 
 
 def test_the_posterior_of_labels_is_bayes():
