@@ -39,6 +39,7 @@ from neurodiff.perception.elimination import behind, fill, quarters
 from neurodiff.perception.stored import digest, even, read, write
 
 _PART = 64  # stimuli in one part of a table: what a kill can lose
+_NOISE = 2**28  # bytes of noise at a time
 
 
 def evidence(
@@ -66,7 +67,7 @@ def evidence(
         stimulus_logsnr: of each picture that is shown in noise; inf (the default) where clean.
         pairs: of noise, ε and −ε, at every level; the standard error needs at least 2.
         seed: the noise of a stimulus depends on it and on the stimulus's place alone.
-        batch: pictures a call of the denoiser, which bounds the memory.
+        batch: pictures a call of the denoiser, which bounds the memory, beside 256 MiB of noise.
         lag: nats by which a label may lie behind the best, in ½ Σ error, before it is looked at no
             more (:func:`~neurodiff.perception.elimination.safe_lag`); what is left out is filled
             with the error of the label that wins. For the label of least error alone: how far
@@ -151,15 +152,27 @@ def _make(
     """One part of a table: the file that holds it, made unless it is there."""
     file = folder / f"{int(look.some[0]):08d}-{wanted[:12]}.nc"
     if not file.exists():
-        noise, denoiser = _noise(look, pairs, seed), denoiser.to(device)
-        errors = look.stimuli.new_full((pairs, *look.at.shape, len(coords["label"])), torch.nan)
-        kept = torch.ones(len(look.some), len(coords["label"]), dtype=torch.bool)
-        for some in quarters(look.at.shape[1]):
-            _errors(denoiser, look, noise, coords["label"], batch, device, some, kept, errors)
-            kept &= ~(behind(errors.mean(0), look.width, kept) > lag)
-        errors = fill(errors, look.width, kept)
-        write(_table(errors.mT, look, coords, wanted), file)
+        denoiser, labels = denoiser.to(device), coords["label"]
+        # a large picture's noise, at every level, is large: that of a few stimuli at a time
+        few = max(1, _NOISE // (pairs * look.at.shape[1] * look.stimuli[0].nbytes))
+        looks = (_Look(*some) for some in zip(*(v.split(few) for v in look), strict=True))
+        asked = (_asked(denoiser, some, labels, pairs, seed, batch, lag, device) for some in looks)
+        write(_table(torch.cat(list(asked), 1).mT, look, coords, wanted), file)
     return file
+
+
+def _asked(
+    denoiser: Denoiser, look: _Look, labels: Sequence[int], pairs: int, seed: int, batch: int,
+    lag: float, device: str,
+) -> Tensor:  # fmt: skip
+    """The errors, (pair, stimulus, logsnr, label); labels that lag are given up on the way."""
+    noise = _noise(look, pairs, seed)
+    errors = look.stimuli.new_full((pairs, *look.at.shape, len(labels)), torch.nan)
+    kept = torch.ones(len(look.some), len(labels), dtype=torch.bool)
+    for some in quarters(look.at.shape[1]):
+        _errors(denoiser, look, noise, labels, batch, device, some, kept, errors)
+        kept &= ~(behind(errors.mean(0), look.width, kept) > lag)
+    return fill(errors, look.width, kept)
 
 
 def _cells(logsnr: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:

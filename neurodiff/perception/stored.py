@@ -20,7 +20,7 @@ from neurodiff.diffusion.denoiser import Denoiser
 _DIMS = ("stimulus", "label", "logsnr")
 
 
-def digest(denoiser: Denoiser, *of: Tensor | Sequence[int] | float | str) -> str:
+def digest(denoiser: Denoiser, *of: Tensor | Sequence[int] | int | float | str) -> str:
     """Of the weights, the plain numbers, the stimuli, the labels, the grid and the noise."""
     made = hashlib.sha256(repr(denoiser).encode())
     for value in [*denoiser.state_dict().values(), *of, *_plain(denoiser)]:
@@ -54,7 +54,8 @@ def write(table: xr.Dataset, path: Path) -> None:
 def even(logsnr: np.ndarray) -> bool:
     """Whether there are two values or more, and they increase by equal steps."""
     step = np.diff(logsnr.astype(float), axis=-1)
-    return step.size > 0 and bool((step > 0).all()) and np.allclose(step, step[:1], rtol=1e-3)
+    rises = step.size > 0 and bool((np.isfinite(step) & (step > 0)).all())
+    return rises and np.allclose(step, step[:1], rtol=1e-3)
 
 
 def read_table(path: Path | str) -> xr.Dataset:

@@ -13,6 +13,7 @@ from neurodiff.diffusion.likelihood import denoising_error
 from neurodiff.diffusion.networks import UNet
 from neurodiff.diffusion.prior import Gaussian, GaussianMixture
 from neurodiff.inference.pool import workers
+from neurodiff.perception import evidence as module
 from neurodiff.perception.elimination import safe_lag
 from neurodiff.perception.evidence import evidence
 from neurodiff.perception.stored import digest, read_table
@@ -112,6 +113,29 @@ def test_noise_is_shared_over_labels_and_batches_do_not_matter():
     assert np.allclose(some["error"], small["error"][:2], rtol=1e-12)
     other = evidence(ByLabel(one, one), x, [0, 1], GRID[::4], seed=1)
     assert not np.allclose(other["error"], small["error"], rtol=1e-3)
+
+
+@pytest.mark.parametrize("lag", [float("inf"), 1.0])
+def test_noise_is_held_of_few_stimuli_at_a_time(monkeypatch, lag):
+    one, other = two_classes()
+    given = (ByLabel(one, other), pictures(70), [0, 1], GRID[::4])
+    whole, held, draw = evidence(*given, lag=lag), [], module._noise
+
+    def drawn(*args):
+        held.append((noise := draw(*args)).nbytes)
+        return noise
+
+    each = 2 * 10 * 3 * 8  # pairs, levels, numbers and bytes of a stimulus
+    monkeypatch.setattr(module, "_noise", drawn)
+    monkeypatch.setattr(module, "_NOISE", 10 * each + 1)
+    found = evidence(*given, lag=lag)
+    assert held == [10 * each] * 6 + [4 * each, 6 * each]  # of 64 and of 6
+    xr.testing.assert_allclose(found, whole, rtol=1e-12)
+    assert found.attrs == whole.attrs
+    monkeypatch.setattr(module, "_NOISE", 1)  # one at least
+    held.clear()
+    xr.testing.assert_allclose(evidence(*given, lag=lag), whole, rtol=1e-12)
+    assert held == [each] * 70
 
 
 class Stops(Denoiser):
@@ -257,16 +281,11 @@ def test_no_file_is_no_broken_file(tmp_path):
         ({"stimuli": torch.full((2, 3), torch.nan)}, "NaN"),
         ({"logsnr": torch.tensor([0.0, 1.0, 3.0])}, "equal steps"),
         ({"logsnr": torch.tensor([0.0])}, "equal steps"),
+        ({"logsnr": torch.tensor([-torch.inf, 0.0, torch.inf])}, "equal steps"),
         ({"stimulus_logsnr": torch.tensor([0.0, -20.0])}, "stimulus 1 has a logsnr of -20"),
         ({"labels": [0, 2]}, "wanted one of 0 to 1"),
         ({"stimuli": torch.zeros(0, 3)}, r"stimuli of shape \(0, 3\), wanted .* at least one"),
-        ({"stimuli": torch.tensor(0.0)}, r"stimuli of shape \(\)"),
-        ({"stimuli": np.zeros((2, 3))}, r"numpy.ndarray'>, wanted a tensor: torch.tensor\(stimuli"),
-        ({"logsnr": np.linspace(-4, 4, 9)}, r"torch.tensor\(logsnr\)"),
-        ({"stimulus_logsnr": [0.0, 1.0]}, r"torch.tensor\(stimulus_logsnr\)"),
-        ({"stimulus_logsnr": torch.zeros(3)}, r"of shape \(3,\) for stimuli of shape \(2, 3\)"),
         ({"labels": []}, r"labels \[\], wanted whole numbers"),
-        ({"labels": ["cat", "dog"]}, r"labels \['cat', 'dog'\], wanted .* name them afterwards"),
         ({"labels": [0, -1]}, r"labels \[0, -1\], wanted whole numbers from 0"),
         ({"labels": [0, 1, 0]}, r"labels \[0, 1, 0\], wanted .* each once"),
         ({"pairs": 0}, "0 pairs of noise, wanted at least 1"),
@@ -280,6 +299,22 @@ def test_bad_input(change, words):
     given = {"stimuli": torch.zeros(2, 3), "labels": [0, 1], "logsnr": torch.linspace(-4, 4, 9)}
     with pytest.raises(ValueError, match=words):
         evidence(ByLabel(one, other), **{**given, **change})
+
+
+@pytest.mark.slow  # the run-time type checks of the others would speak first
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"stimuli": torch.tensor(0.0)}, r"stimuli of shape \(\)"),
+        ({"stimuli": np.zeros((2, 3))}, r"numpy.ndarray'>, wanted a tensor: torch.tensor\(stimuli"),
+        ({"logsnr": np.linspace(-4, 4, 9)}, r"torch.tensor\(logsnr\)"),
+        ({"stimulus_logsnr": [0.0, 1.0]}, r"torch.tensor\(stimulus_logsnr\)"),
+        ({"stimulus_logsnr": torch.zeros(3)}, r"of shape \(3,\) for stimuli of shape \(2, 3\)"),
+        ({"labels": ["cat", "dog"]}, r"labels \['cat', 'dog'\], wanted .* name them afterwards"),
+    ],
+)
+def test_input_of_bad_types(change, words):
+    test_bad_input(change, words)
 
 
 def near_classes(count, seed):
