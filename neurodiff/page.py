@@ -232,7 +232,7 @@ def fit_row(fit: xr.DataTree) -> dict:
     r_hat = _largest([stats], "r_hat_max")
     ess = _largest([stats], "ess_min" if "ess_min" in stats else "ess")
     diverging = int(stats["diverging"].sum()) if "diverging" in stats else 0
-    unsure = float(stats.get("unsure", 0.0))
+    unsure, none = (float(stats.get(name, 0.0)) for name in ("unsure", "unsure_none"))
     checks = {
         f"k̂ is {k_hat:.2f}, above 0.7: numerically unsure": k_hat > 0.7,
         f"R-hat is {r_hat:.3f}, above 1.01: draw longer": r_hat > 1.01,
@@ -242,6 +242,8 @@ def fit_row(fit: xr.DataTree) -> dict:
         "the Hessian is not positive definite": not bool(stats.get("hessian_definite", True)),
         "decisions take less than the grid can tell: steps half as long move "
         f"{unsure:.1%} of some; give more steps from Python": unsure > 1e-3,
+        "fewer are left without an answer than the grid can tell: steps half as long move the log "
+        f"probability of one by {none:.1f}; give more steps from Python": none > 0.1,
         "SVI has not converged": not bool(stats.get("converged", True)),
     }
     return {

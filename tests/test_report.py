@@ -194,6 +194,7 @@ def test_warnings_and_failures_are_shown(text):
         ({"hessian_definite": False}, "not positive definite"),
         ({"converged": False}, "SVI has not converged"),
         ({"unsure": 0.02}, "less than the grid can tell: steps half as long move 2.0% of some"),
+        ({"unsure_none": 1.78}, "half as long move the log probability of one by 1.8"),
     ],
 )
 def test_each_failure_of_a_fit_is_a_warning(stats, words):

@@ -66,7 +66,8 @@ def _posterior_group(bound: Bound, u: Float[Tensor, "chain draw size"]) -> xr.Da
 def _stats_group(bound: Bound, u: Float[Tensor, "chain draw size"], stats: dict) -> xr.Dataset:
     """What the method says of itself; for several chains R-hat and ESS of every component of u.
 
-    Of decision times, at the mean draw, the most by which steps half as long change a probability.
+    Of decision times, at the mean draw, the most by which steps half as long change a probability,
+    and where trials have no answer, nats of the probability of that of one of these.
     """
     data = xr.Dataset(
         {k: (["chain", "draw"], v) if isinstance(v, np.ndarray) else v for k, v in stats.items()}
@@ -76,8 +77,15 @@ def _stats_group(bound: Bound, u: Float[Tensor, "chain draw size"], stats: dict)
         values = joint.parameters.trial_values(u.mean((0, 1)))
         pair = joint, replace(joint, model=joint.model.finer())
         with torch.no_grad():
-            both = zip(*(one.answers(values, joint.trials) for one in pair), strict=True)
+            both = list(zip(*(one.answers(values, joint.trials) for one in pair), strict=True))
             data["unsure"] = max(float(a.distance(b).max()) for (_, a), (_, b) in both)  # pyright: ignore
+            none = torch.isinf(joint.response)
+            if none.any():
+                nats = (
+                    a.omission_distance(b)[none if own is None else none[own]]  # pyright: ignore
+                    for (own, a), (_, b) in both
+                )
+                data["unsure_none"] = float(torch.cat(list(nats)).max())
     if u.shape[0] > 1:
         r_hat, ess = diagnose(u)
         data["r_hat"], data["ess_bulk"] = ("component", r_hat), ("component", ess)

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 _CELLS = 2000  # of time, of the inverse distribution function that samples are drawn by
+_TOLD = 1e-10  # the least probability of no answer that a difference from 1 may tell
 
 
 def _logaddexp(a: Tensor, b: Tensor) -> Tensor:
@@ -109,6 +110,19 @@ class ChoiceTime(Distribution):
             other: Of the same conditions, up to the same horizon.
         """
         return 0.5 * (self._masses() - other._masses()).abs().sum(-1)
+
+    def omission_distance(self, other: "ChoiceTime") -> Float[Tensor, " trial"]:
+        r"""Of each trial :math:`|\log P(T > H_i) - \log P'(T > H_i)|`, lapses apart.
+
+        Infinite where either is below 1e-10: P is a difference from 1, of densities that are cut
+        off at 1e-13 of their peak, and says nothing there.
+
+        Args:
+            other: Of the same trials.
+        """
+        both = torch.stack([self._missed(), other._missed()])
+        gap = both.clamp_min(1e-300).log().diff(dim=0)[0].abs()
+        return torch.where((both > _TOLD).all(0), gap, torch.inf)
 
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         """Signed times, uniform within small cells of time."""

@@ -50,7 +50,8 @@ class Reaction(nn.Module, ABC):
             Where the data have a variable ``deadline`` each trial has its own, within the horizon.
         steps: Time steps up to the horizon.
         delay: Mean of the time not spent deciding, seconds: LogNormal(log 0.3, 0.5).
-        jitter: Its s.d. over trials, at least 0.7 steps.
+        jitter: Its s.d. over trials, at least 0.7 steps. What it takes below time 0 counts as no
+            answer: Φ(-delay / jitter) of those who decide at once, 0.02 at twice the jitter.
         lapse: Share of trials that guess, at a time uniform up to the horizon: Beta(1, 30).
         own: Parameters of the model itself by name; None for those that it does without.
     """

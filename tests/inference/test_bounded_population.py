@@ -82,6 +82,23 @@ def test_a_fit_says_what_its_steps_cost(data, by, height, warned):
     assert len(said) == warned, said
 
 
+@pytest.mark.parametrize("by", [None, "subject"])
+@pytest.mark.parametrize("height", [1.5, 0.3])
+def test_a_fit_says_what_its_steps_cost_those_without_an_answer(data, by, height):
+    without = data.copy(deep=True)
+    without["signed_rt"][[3, 700]] = np.inf
+    said = []
+    for rows in (data, without):
+        bound = join(model(), rows, by=by)
+        place = [s.name for s in bound.pooled.sites].index("bound.height")
+        u = bound.start[None, None].clone()
+        u[..., place] = np.log(height)
+        tree = build_tree(bound, rows, u, {}, nd.Laplace(), 0, "cpu", 0.0)
+        said.append(["without an answer" in words for words in fit_row(tree)["warnings"]])
+    assert not any(said[0])  # all have answered
+    assert any(said[1]) == (height == 0.3)
+
+
 def test_a_population_is_recovered(data):
     fit = nd.fit(model(), data, nd.Laplace(draws=500), by="subject", seed=0)
     found = fit["posterior"]

@@ -88,7 +88,7 @@ def test_nodes_are_near_enough_for_a_high_bound_and_short_steps():
 
 def test_nodes_too_far_apart_are_refused():
     time = 0.01 * torch.arange(1.0, 101.0)
-    with pytest.raises(ValueError, match="32 nodes for a bound of ±2.7 .*wanted at least 85"):
+    with pytest.raises(ValueError, match=r"32 nodes for a bound of ±2.7 .*wanted at least 85"):
         survivors_mean(8.0 * STRENGTHS, bounds.Constant(2.7).double(), time, 0.0, belief)
 
 

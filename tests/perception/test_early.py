@@ -113,6 +113,32 @@ def test_what_the_grid_cannot_tell_is_said():
     assert unsure(fast[1]) < 1e-5
 
 
+def log_left(b, v, delay, jitter, horizon):
+    """Log P(T + τ > horizon) at a constant bound: a series of sines, averaged over the jitter."""
+    z = torch.linspace(-6.0, 6.0, 241).double()
+    t, k = (horizon - delay - jitter * z)[:, None], torch.arange(1, 200).double()
+    wave = k * math.pi / (2 * b)
+    ends = math.exp(-v * b) - (-1.0) ** k * math.exp(v * b)
+    size = torch.sin(k * math.pi / 2) * wave / b * ends / (v * v + wave * wave)
+    left = (size * torch.exp(-0.5 * (v * v + wave * wave) * t)).sum(-1)
+    return ((left * torch.exp(-0.5 * z * z)).sum() / torch.exp(-0.5 * z * z).sum()).log().item()
+
+
+@pytest.mark.parametrize("horizon", [2.0, 5.0])
+@pytest.mark.parametrize("b", [1.0, 0.8, 0.6, 0.5, 0.4])
+@pytest.mark.parametrize("v", [0.0, 1.0, 3.0])
+def test_it_is_said_where_the_grid_cannot_tell_how_many_have_no_answer(horizon, b, v):
+    model = Bounded(Power(10.0), bounds.Constant(b), horizon, round(horizon / 0.02)).double()
+    given = {"strength": torch.tensor([v / 10]).double(), "choice_known": torch.ones(1).double()}
+    here = model(given)
+    log_none = here.log_prob(torch.tensor([torch.inf])) - math.log(0.99)
+    off = abs(log_none.item() - log_left(b, v, 0.3, 0.05, horizon))
+    said = here.omission_distance(model.finer()(given)).item()
+    # what steps cost is six times what is said at most, and nothing is kept quiet
+    assert off < 0.05 + 6 * said
+    assert said > 0.1 or off < 0.1
+
+
 # bounds that fall within a few steps of 20 ms, or are passed within as many
 SUDDEN = {
     "falls": lambda: bounds.Weibull(0.7, 0.15, 4.0, 0.02),
