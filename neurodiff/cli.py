@@ -150,7 +150,7 @@ def fit(
             scored on values left out.
         method: How posteriors are found.
         seed: The same seed gives the same result.
-        device: cpu, cuda or auto.
+        device: cpu, cuda, cuda:N or auto.
         workers: Processes.
         out: Run folder, new or empty; by default the next number under runs/.
         resume: Go on in a run folder: fits that are there are kept.
