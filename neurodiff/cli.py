@@ -76,9 +76,10 @@ def demo(*, images: bool = False, out: Path | None = None, seed: int = 0, worker
 
     Args:
         images: Instead: which weighting did a simulated observer of digits in noise use?
-        out: Run folder; by default the next number under runs/.
+        out: Run folder; by default the next number under runs/. With --images one that was cut
+            short goes on.
         seed: The same seed gives the same result.
-        workers: Processes.
+        workers: Processes; of digits there is one.
     """
     from neurodiff.data.datasets import load
     from neurodiff.inference.hypotheses import plan
@@ -150,7 +151,7 @@ def fit(
             scored on values left out.
         method: How posteriors are found.
         seed: The same seed gives the same result.
-        device: cpu, cuda or auto.
+        device: cpu, cuda, cuda:N or auto.
         workers: Processes.
         out: Run folder, new or empty; by default the next number under runs/.
         resume: Go on in a run folder: fits that are there are kept.

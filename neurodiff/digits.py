@@ -117,7 +117,8 @@ def demonstrate(out: Path, count: int = 100, sets: int = 4, seed: int = 0) -> pd
     """Make the table of evidence, tell the hypotheses apart, and draw what came out.
 
     Args:
-        out: Folder for ``evidence.nc``, ``confusion.csv``, ``contraction.csv`` and ``figures/``.
+        out: Folder, new or begun by a demonstration that was cut short, for ``evidence.nc``,
+            ``confusion.csv``, ``contraction.csv`` and ``figures/``.
         count: Held-out digits, each shown at five SNRs.
         sets: Observers simulated under each hypothesis; each answers once to every stimulus and
             SNR, four times over.
@@ -127,10 +128,11 @@ def demonstrate(out: Path, count: int = 100, sets: int = 4, seed: int = 0) -> pd
         The share of observers (row: their hypothesis) for whom each hypothesis has most evidence.
 
     Raises:
-        ValueError: If the folder holds something.
+        ValueError: If the folder holds something else, or a whole demonstration.
     """
-    if out.exists() and any(out.iterdir()):
-        raise ValueError(f"{out} is not empty: name a new folder")
+    begun = ("evidence.nc", "evidence.part", "evidence.parts", "figures", "log_evidence.csv")
+    if out.exists() and any(path.name not in begun for path in out.iterdir()):
+        raise ValueError(f"{out} is not empty: name a new folder, or one that a demo began")
     (out / "figures").mkdir(parents=True, exist_ok=True)
     denoiser, shown, own, label = pictures(count)
     table = evidence(

@@ -189,6 +189,11 @@ TABLE = {
         ["fit", "data.csv", *MODEL, *LAW, "--method", "magic"],
         ["magic", "laplace"],
     ),
+    "a device that is none": (
+        csv,
+        ["fit", "data.csv", *MODEL, *LAW, "--device", "gpu", "--out", "out"],
+        ["got device 'gpu', wanted auto, cpu, cuda or cuda:N (a GPU is cuda)"],
+    ),
     "choices and guess": (
         csv,
         ["fit", "data.csv", *MODEL, *LAW, "--guess", "0.5"],

@@ -36,6 +36,23 @@ def test_demonstration(tmp_path):
     assert (tmp_path / "run" / "figures" / "confusion.png").stat().st_size > 10_000
 
 
+def test_a_demonstration_that_was_cut_short_goes_on(tmp_path, monkeypatch):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    whole = digits.confusion
+    monkeypatch.setattr(digits, "confusion", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        digits.demonstrate(tmp_path, count=10, sets=1, seed=0)
+    monkeypatch.setattr(digits, "confusion", whole)
+    made = (tmp_path / "evidence.nc").stat().st_mtime_ns
+    digits.demonstrate(tmp_path, count=10, sets=1, seed=0)
+    assert (tmp_path / "evidence.nc").stat().st_mtime_ns == made
+    assert (tmp_path / "figures" / "confusion.png").exists()
+    with pytest.raises(ValueError, match="is not empty: name a new folder, or one that a demo"):
+        digits.demonstrate(tmp_path, count=10, sets=1, seed=0)
+
+
 def test_folder_that_holds_something(tmp_path, capsys):
     (tmp_path / "notes.txt").write_text("mine")
     assert main(["demo", "--images", "--out", str(tmp_path)]) == 2

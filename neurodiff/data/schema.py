@@ -199,7 +199,7 @@ def _variable_problems(data: xr.Dataset, name: str, lines: np.ndarray | None) ->
             "nats: name the column snr_db, or multiply by "
             f"ln(10)/10 = {NATS_PER_DB:.4f}; if it is nats, set its attribute units to 'nats'"
         )
-    yield from _answer_problems(data, variable, values, lines)
+    yield from answer_problems(data, variable, values, lines)
 
 
 def _is_number(value: object) -> bool:
@@ -227,9 +227,21 @@ def _looks_like_db(values: np.ndarray) -> bool:
     return bool(span > 40 or (span > 25 and not np.any(levels % 5)))
 
 
-def _answer_problems(
-    data: xr.Dataset, variable: xr.DataArray, values: np.ndarray, lines: np.ndarray | None
+def answer_problems(
+    data: xr.Dataset, variable: xr.DataArray, values: np.ndarray, lines: np.ndarray | None = None
 ) -> Iterator[str]:
+    """Answers that are none: reaction times below 0, choices beyond ``n_choices`` (2 by default).
+
+    Args:
+        data: of whose attributes the number of choices is.
+        variable: an answer.
+        values: its values, as floats.
+        lines: the line of each row, if the rows are lines of a text file.
+
+    >>> data = xr.Dataset({"choice": ("trial", [0.0, 2.0])})
+    >>> next(answer_problems(data, data["choice"], data["choice"].values))[:46]
+    'choice: 2 at trial 1 (from 0); wanted a whole '
+    """
     name = str(variable.name)
     finite = np.isfinite(values)
     if name == "rt" and finite.any():

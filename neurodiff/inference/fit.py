@@ -8,6 +8,7 @@ DataTree, see :mod:`~neurodiff.inference.tree`.
 """
 
 import math
+import re
 import time
 from collections.abc import Mapping
 from concurrent.futures import Executor
@@ -55,7 +56,13 @@ def modes_of(bound: Bound, starts: int, seed: int) -> Modes:
 
 
 def choose_device(device: str, bound_rows: int) -> str:
-    """``auto`` takes the GPU only where one batched step is large enough to gain from it."""
+    """``auto`` takes the GPU only where one batched step is large enough to gain from it.
+
+    Raises:
+        ValueError: If it is neither ``auto``, ``cpu``, ``cuda`` nor ``cuda:N``.
+    """
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        raise ValueError(f"got device {device!r}, wanted auto, cpu, cuda or cuda:N (a GPU is cuda)")
     if device != "auto":
         return device
     large = bound_rows > _GPU_ROWS and torch.cuda.is_available()

@@ -19,6 +19,7 @@ import xarray as xr
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from neurodiff.data.schema import DataError, answer_problems
 from neurodiff.inference.groups import Grouped
 from neurodiff.inference.posterior import Posterior, posterior
 from neurodiff.inference.priors import Pooled, nearest, sites
@@ -77,8 +78,8 @@ def join(
         device: Where the tensors live.
 
     Raises:
-        ValueError: If a variable or a prior is missing, ``by`` has a single value, or no trial has
-            an answer.
+        ValueError: If a variable or a prior is missing, ``by`` has a single value, no trial has an
+            answer, or a choice is not among the model's.
     """
     model = copy.deepcopy(model).to(device=device, dtype=torch.float64)
     trials, response = bind(model, data, device)
@@ -87,6 +88,11 @@ def join(
             f"{model.response!r} is missing (empty or NaN) in all {len(response)} rows; wanted at "
             "least one answer"
         )
+    if model.response == "choice":  # a file is checked as it is read, what is made in Python here
+        labels = getattr(getattr(model, "observer", None), "labels", 2)
+        asked = data.assign_attrs(n_choices=labels)
+        if problems := list(answer_problems(asked, data["choice"], response.cpu().numpy())):
+            raise DataError("; ".join(problems))
     dim = str(data[model.response].dims[0])  # pyright: ignore[reportArgumentType]
     if unit is None and "block" in data.coords and data["block"].dims == (dim,):
         unit = "block"

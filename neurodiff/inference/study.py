@@ -72,7 +72,7 @@ def study(
         method: ``Laplace(draws=500, starts=3)`` by default.
         by: Coordinate whose values get hierarchical parameters.
         seed: Of all randomness.
-        device: ``cpu``, ``cuda`` or ``auto``.
+        device: ``cpu``, ``cuda``, ``cuda:N`` or ``auto``.
         executor: Where units run; in this process by default.
         resume: Skip the units whose files are there.
         unread: Parts that could not be read, and why: reported with the units that failed.
@@ -83,11 +83,12 @@ def study(
         The comparison, which is also ``comparison.csv``. ``run.json`` says which units failed.
 
     Raises:
-        ValueError: If a hypothesis or every part makes no sense, the folder holds something else,
-            or every unit failed. Nothing is written then but fits that are whole.
+        ValueError: If a hypothesis, the device or every part makes no sense, the folder holds
+            something else, or every unit failed. Nothing is written then but fits that are whole.
         Unfinished: If a worker died.
     """
     began = time.time()
+    choose_device(device, 0)  # which refuses one that is none
     _check_folder(out, resume)
     usable, failed = _check_parts([blocked(p) for p in parts], hypotheses, task, by)
     failed = {**(unread or {}), **failed}

@@ -109,6 +109,18 @@ def test_files_that_do_not_fit(files, capsys):
     assert "--evidence" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("wrong", [-1.0, 2.5, 4.0])
+def test_choices_from_python_are_labels_of_the_table(wrong):
+    t, trials = answers(5, 4)
+    trials = trials.astype(float)
+    trials.loc[3, "choice"] = wrong
+    data = xr.Dataset({k: ("trial", v) for k, v in trials.items()})
+    model = AveragedEvidence(logistic(-1.0, 0.6), t)
+    said = rf"choice: {wrong:g} at trial 3 \(from 0\); wanted a whole number from 0 to 3, or NaN"
+    with pytest.raises(ValueError, match=said):
+        nd.fit(model, data, nd.Laplace(draws=20), seed=0)
+
+
 def test_recovery_from_the_command_line(files, capsys):
     command = ["recover", str(files / "people.csv"), "--model", "stopped", "--sets", "20"]
     assert main(command) == 2
