@@ -100,12 +100,12 @@ class Gain:
     disagreement: Float[np.ndarray, " stimulus"]
 
 
-def gain(p: Table, weights: Float[np.ndarray, "hypothesis draw"] | None = None) -> Gain:
+def gain(p: Table, weights: Float[np.ndarray, "..."] | None = None) -> Gain:
     """The expected gain of one answer to each stimulus.
 
     Args:
         p: From :func:`predictions`.
-        weights: Joint probability of hypotheses and draws, such as what answers have left of them;
+        weights: (hypothesis, draw): joint probability, such as what answers have left of them;
             equal by default.
 
     Raises:

@@ -14,7 +14,7 @@ References:
 
 import torch
 import xarray as xr
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from neurodiff.diffusion.denoiser import Denoiser
@@ -24,7 +24,7 @@ from neurodiff.diffusion.progress import progress
 
 def distances(
     denoiser: Denoiser,
-    stimuli: Float[Tensor, "stimulus *event"],
+    stimuli: Shaped[Tensor, "stimulus *event"],
     logsnr: Float[Tensor, " logsnr"],
     *,
     pairs: int = 2,

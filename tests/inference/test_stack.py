@@ -77,7 +77,7 @@ def test_the_place_of_a_law_has_the_prior_of_its_own_part():
 
 
 @given(
-    rows=st.integers(1, 12),
+    rows=st.integers(2, 12),  # one of which has no answer
     more=st.integers(0, 9),
     missing=st.integers(0, 11),
     seed=st.integers(0, 2**16),
