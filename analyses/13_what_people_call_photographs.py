@@ -13,11 +13,14 @@
 #
 #     python analyses/13_what_people_call_photographs.py [--tables] [--fit] [--photographs 600]
 #
-# Without options the figure is made from `results/13_*`, which are of the first 6,000 photographs.
-# With `--tables` the evidence of the photographs and of their blurs is made, block by block (1,000
-# take 45 minutes of a core; a run that was stopped goes on). No label is given up on the way: that
+# Without options the figure is made from `results/13_*`, which are of all 10,000 photographs (the
+# blur of the first 6,000). With `--tables` the evidence of the photographs and of their blurs is
+# made, block by block (1,000 take 25 minutes of a core, their blurs 12 more; a run that was stopped
+# goes on). No label is given up on the way: that
 # keeps the answer of least error, but people's doubts are about how far behind a label is, and that
-# stands still where it is looked at no more. With `--fit` all is fitted to those asked for.
+# is not known where it is looked at no more. With `--fit` all is fitted to those asked for (10,000
+# take 50 minutes of a busy core); rows that a stopped run has left, in `runs/cifar10-grey16/fit-*`,
+# are not fitted again, so remove that folder after a change of the models.
 
 # %%
 import argparse
