@@ -27,6 +27,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import pad
 
+from neurodiff.inference.quasi import Problem, State, curvature, log_rate, scored, value_of
+
 _SMALL = 1e-6  # nats: decrement at which a unit has arrived
 _STEPS = 50  # of scoring, at most
 _NEAR = 10.0  # nats from which on the curvature is taken as it was, where there is one mode
@@ -126,11 +128,11 @@ def fit_rates(
     parts, levels = problem.split(state.u), features.shape[1]
     factor = torch.zeros(len(state.u), levels, levels).to(state.u)
     if problem.learned:
-        _, root = _curvature(problem, state, _scored(problem, state))
+        _, root = curvature(problem, state, scored(problem, state))
         covariance = torch.cholesky_inverse(root)
         values, vectors = torch.linalg.eigh(covariance[:, -levels:, -levels:])
         factor = vectors * values.clamp_min(0.0).sqrt()[:, None]
-    rate = _log_rate(problem, state.u)[0].exp().T
+    rate = log_rate(problem, state.u)[0].exp().T
     base, c, a, logits = parts
     return Rates(
         base[:, 0], c, a, logits, factor, state.kappa, state.scale[:, 1 + nuisance.shape[1]],
@@ -170,46 +172,13 @@ def _check(features: Tensor, nuisance: Tensor, response: Tensor, shares: Tensor 
             )
 
 
-class _Problem(NamedTuple):
-    features: Tensor
-    nuisance: Tensor
-    response: Tensor
-    learned: bool  # are shares learned
-    moved: bool  # are spreads learned
-    design: Tensor | None  # (stimulus, parameter), where it is one for all units
-    products: Tensor | None  # of its columns, upper triangle, in single precision
-
-    def split(self, u: Tensor) -> tuple[Tensor, ...]:
-        """b, c, a and θ."""
-        _, level, feature = self.features.shape
-        return u.split((1, self.nuisance.shape[1], feature, level), 1)
-
-
-class _State(NamedTuple):
-    """Where the units are, and the priors that they are under: (unit, parameter) each."""
-
-    u: Tensor
-    scale: Tensor
-    centre: Tensor
-    kappa: Tensor
-
-
-class _Score(NamedTuple):
-    """Value and gradient of every unit, what it predicts, and its own Jacobian of log μ."""
-
-    value: Tensor
-    gradient: Tensor
-    rate: Tensor
-    jacobian: Tensor | None
-
-
 def _problem(
     features: Tensor,
     nuisance: Tensor,
     response: Tensor,
     shares: Tensor | None,
     spread: float | None,
-) -> _Problem:
+) -> Problem:
     """With the products that no step changes, where all units look at the same mixture."""
     learned = shares is None and features.shape[1] > 1
     design = products = None
@@ -219,10 +188,10 @@ def _problem(
         design = torch.cat([ones, nuisance, torch.einsum("k,skf->sf", p, features)], 1)
         single, size = design.float(), design.shape[1]
         products = torch.cat([single[:, i:] * single[:, i : i + 1] for i in range(size)], 1)
-    return _Problem(features, nuisance, response, learned, spread is None, design, products)
+    return Problem(features, nuisance, response, learned, spread is None, design, products)
 
 
-def _begin(problem: _Problem, shares: Tensor | None, spread: float | None) -> _State:
+def _begin(problem: Problem, shares: Tensor | None, spread: float | None) -> State:
     """At the mean rate, with no weights and equal shares."""
     total = 1 + problem.nuisance.shape[1] + sum(problem.features.shape[1:])
     u = problem.response.new_zeros(problem.response.shape[1], total)
@@ -232,92 +201,17 @@ def _begin(problem: _Problem, shares: Tensor | None, spread: float | None) -> _S
     if shares is not None:
         logits[:] = shares.clamp_min(1e-30).log()
     problem.split(scale)[0][:], problem.split(scale)[3][:] = 1e3, 1.0
-    return _State(u, scale, torch.zeros_like(u), torch.ones_like(u[:, 0]))
+    return State(u, scale, torch.zeros_like(u), torch.ones_like(u[:, 0]))
 
 
-def _log_rate(problem: _Problem, u: Tensor) -> tuple[Tensor, Tensor]:
-    """Log μ (unit, stimulus), and each unit's mixture of levels (none where all share one)."""
-    if problem.design is not None:
-        return u[:, : problem.design.shape[1]] @ problem.design.T, u
-    base, c, a, logits = problem.split(u)
-    flat = problem.features.movedim(1, 0).flatten(1)
-    mixed = (logits.softmax(1) @ flat).reshape(len(u), *problem.features.shape[::2])
-    return base + c @ problem.nuisance.T + (mixed @ a[:, :, None])[:, :, 0], mixed
-
-
-def _scored(problem: _Problem, state: _State, at: tuple[Tensor, Tensor] | None = None) -> _Score:
-    eta, mixed = _log_rate(problem, state.u) if at is None else at
-    rate = eta.exp()
-    error, jacobian = state.kappa[:, None] * (problem.response.T - rate), None
-    if problem.design is None:
-        jacobian = _jacobian(problem, state.u, mixed)
-        lifted = (jacobian.mT @ error[:, :, None])[:, :, 0]
-    else:
-        lifted = error @ problem.design
-    pull = (state.u - state.centre) / state.scale.square()
-    value = _value(problem, state, eta, rate)
-    return _Score(value, lifted - pull[:, : lifted.shape[1]], rate, jacobian)
-
-
-def _information(problem: _Problem, state: _State, score: _Score) -> Tensor:
-    """Fisher's, of the data: in single precision, for it steers steps and is never their aim."""
-    weight = (state.kappa[:, None] * score.rate).float()
-    if score.jacobian is not None:
-        j = score.jacobian.float()
-        return (j.mT @ (j * weight[:, :, None])).to(score.rate)
-    packed, size = weight @ problem.products, score.gradient.shape[1]  # pyright: ignore
-    row, column = torch.triu_indices(size, size)
-    data = score.rate.new_empty(len(weight), size, size)
-    data[:, row, column] = data[:, column, row] = packed.to(data)
-    return data
-
-
-def _curvature(problem: _Problem, state: _State, score: _Score) -> tuple[Tensor, Tensor]:
-    """Information of the data, and the Cholesky factor of what is learned from them and priors."""
-    data = _information(problem, state, score)
-    prior = torch.diag_embed(state.scale[:, : data.shape[1]].pow(-2))
-    root, failed = torch.linalg.cholesky_ex(data + prior)
-    if (again := failed.nonzero()[:, 0]).numel():  # single precision has lost the least directions
-        weight = (state.kappa[:, None] * score.rate)[again, :, None].double()
-        j = problem.design if score.jacobian is None else score.jacobian[again]
-        exact = j.double().mT @ (j.double() * weight)  # pyright: ignore
-        factor, failed = torch.linalg.cholesky_ex(exact + prior[again].double())
-        if failed.any():
-            raise ValueError(
-                f"responses: units {again[failed > 0].tolist()} leave no curvature to climb by; "
-                "look for responses far above all others of theirs, or leave them out"
-            )
-        data[again], root[again] = exact.to(data), factor.to(data)
-    return data, root
-
-
-def _jacobian(problem: _Problem, u: Tensor, mixed: Tensor) -> Tensor:
-    """Of log μ in all that is learned: (unit, stimulus, parameter)."""
-    _, _, a, logits = problem.split(u)
-    ones = problem.nuisance.new_ones(len(problem.nuisance), 1)
-    shared = torch.cat([ones, problem.nuisance], 1).expand(len(u), -1, -1)
-    if not problem.learned:
-        return torch.cat([shared, mixed], 2)
-    p = logits.softmax(1)[:, None]
-    each = torch.einsum("skf,uf->usk", problem.features, a)
-    return torch.cat([shared, mixed, p * (each - (each * p).sum(2, keepdim=True))], 2)
-
-
-def _value(problem: _Problem, state: _State, eta: Tensor, rate: Tensor) -> Tensor:
-    """Log Q + log prior, up to what does not depend on u."""
-    quasi = state.kappa * (problem.response.T * eta - rate).sum(1)
-    off = ((state.u - state.centre) / state.scale).square()
-    return quasi - 0.5 * off.sum(1) + (0 if problem.learned else 0.5 * problem.split(off)[3].sum(1))
-
-
-def _climb(problem: _Problem, state: _State, steps: int) -> tuple[_State, float]:
+def _climb(problem: Problem, state: State, steps: int) -> tuple[State, float]:
     """Fisher scoring, each unit's step shortened until it climbs; what the next would still win."""
     slope, root = torch.full_like(state.kappa, torch.inf), None
-    at = _log_rate(problem, state.u)
+    at = log_rate(problem, state.u)
     for _ in range(steps):
-        score = _scored(problem, state, at)
+        score = scored(problem, state, at)
         if root is None or problem.learned or slope.max() > _NEAR:
-            _, root = _curvature(problem, state, score)
+            _, root = curvature(problem, state, score)
         step = torch.cholesky_solve(score.gradient[:, :, None], root)[:, :, 0]
         slope = (step * score.gradient).sum(1)
         if (slope < _SMALL).all():
@@ -326,21 +220,21 @@ def _climb(problem: _Problem, state: _State, steps: int) -> tuple[_State, float]
         step = pad(step, (0, state.u.shape[1] - step.shape[1]))
         for _ in range(12):
             new = state._replace(u=state.u + length[:, None] * step)
-            at = _log_rate(problem, new.u)
+            at = log_rate(problem, new.u)
             bound = score.value + 1e-4 * length * slope
-            climbed = (_value(problem, new, at[0], at[0].exp()) >= bound) | (slope < _SMALL)
+            climbed = (value_of(problem, new, at[0], at[0].exp()) >= bound) | (slope < _SMALL)
             if climbed.all():
                 break
             length = torch.where(climbed, length, 0.4 * length)
         state = state._replace(u=torch.where(climbed[:, None], new.u, state.u))
-        at = at if climbed.all() else _log_rate(problem, state.u)
+        at = at if climbed.all() else log_rate(problem, state.u)
     return state, slope.max().item()
 
 
-def _move(problem: _Problem, state: _State) -> _State:
+def _move(problem: Problem, state: State) -> State:
     """κ, and the priors, given every unit's mode and curvature."""
-    score = _scored(problem, state)
-    data, root = _curvature(problem, state, score)
+    score = scored(problem, state)
+    data, root = curvature(problem, state, score)
     covariance = torch.cholesky_inverse(root)
     free, rate = (covariance * data.mT).sum((1, 2)), score.rate.T
     pearson = ((problem.response - rate).square() / rate).sum(0)
@@ -354,4 +248,4 @@ def _move(problem: _Problem, state: _State) -> _State:
     if problem.learned:
         theta = problem.split(state.u)[3]
         problem.split(centre)[3][:] = (theta - theta.mean(1, keepdim=True)).mean(0)
-    return _State(state.u, scale, centre, kappa)
+    return State(state.u, scale, centre, kappa)

@@ -5,7 +5,7 @@ import torch
 from scipy.stats import kstest
 from sklearn.linear_model import PoissonRegressor
 
-from neurodiff.inference import population
+from neurodiff.inference import population, quasi
 from neurodiff.inference.population import fit_rates
 
 
@@ -43,10 +43,10 @@ def test_the_score_is_the_gradient_and_shares_alike_are_shares_of_each():
     state = population._begin(problem, None, None)
     state = state._replace(u=state.u + 0.1 * torch.randn_like(state.u), kappa=state.kappa * 3)
     at = state.u.clone().requires_grad_(True)
-    eta, _ = population._log_rate(problem, at)
-    value = population._value(problem, state._replace(u=at), eta, eta.exp())
+    eta, _ = quasi.log_rate(problem, at)
+    value = quasi.value_of(problem, state._replace(u=at), eta, eta.exp())
     (wanted,) = torch.autograd.grad(value.sum(), at)
-    assert torch.allclose(population._scored(problem, state).gradient, wanted)
+    assert torch.allclose(quasi.scored(problem, state).gradient, wanted)
     p = torch.tensor([[0.1, 0.2, 0.3, 0.4]])
     one, each = (fit_rates(φ, u, y, shares=s) for s in (p, p.expand(12, -1)))
     assert torch.allclose(one.weights, each.weights, atol=1e-5)
@@ -60,13 +60,13 @@ def test_the_information_is_that_of_the_data():
     state = state._replace(u=state.u + 0.1 * torch.randn_like(state.u))
 
     def log_rate(u):
-        return population._log_rate(problem, u)[0]
+        return quasi.log_rate(problem, u)[0]
 
     j = torch.autograd.functional.jacobian(log_rate, state.u)  # unit, stimulus, unit, parameter
     for k in range(2):
         own = j[k, :, k]
         wanted = own.T @ (own * log_rate(state.u)[k].exp()[:, None])
-        found = population._information(problem, state, population._scored(problem, state))[k]
+        found = quasi._information(problem, state, quasi.scored(problem, state))[k]
         assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-4)
 
 
@@ -134,7 +134,7 @@ def test_a_unit_without_curvature_is_named():
     state = population._begin(problem, None, None)
     state.kappa[1] = -1.0
     with pytest.raises(ValueError, match=r"units \[1\] leave no curvature to climb by"):
-        population._curvature(problem, state, population._scored(problem, state))
+        quasi.curvature(problem, state, quasi.scored(problem, state))
 
 
 def test_what_is_wrong_is_said_where():
