@@ -288,7 +288,7 @@ class StoppedEvidence(Tabled):
     """
 
     by: Tensor
-    ends: Tensor
+    fine: Tensor
 
     def __init__(
         self, weighting: Weighting, table: xr.Dataset, observer: Categories | None = None
@@ -299,16 +299,14 @@ class StoppedEvidence(Tabled):
         parts = max(1, math.ceil(step / _PART - 1e-6))
         places = len(self.middle) * parts
         fine = self.edges[0] + step / parts * torch.arange(places + 1).to(self.edges)
-        own = torch.where(self.width > 0, self.edges[:-1] + self.width, -torch.inf).amax(1)
-        ends = torch.minimum(fine, own[:, None])
         cell = torch.arange(places) // parts
-        # how much of its cell has come in by the middle of a part
-        share = (0.5 * (ends[:, 1:] + ends[:, :-1]) - self.edges[cell]) / self.width[:, cell]
-        share = share.nan_to_num(0.0).clamp(0.0, 1.0)[self.of]
+        # how much of its cell has come in by the middle of a part; all of it above the stimulus
+        share = (0.5 * (fine[1:] + fine[:-1]) - self.edges[cell]) / self.width[:, cell]
+        share = share.clamp(0.0, 1.0)[self.of]
         whole = self.cost.cumsum(-1)
         by = (whole - self.cost)[..., cell] + share[:, None] * self.cost[..., cell]
         by = torch.cat([by, whole[..., -1:]], -1)
-        self.register_buffer("ends", ends)
+        self.register_buffer("fine", fine)
         self.register_buffer("by", by)
 
     @property
@@ -320,10 +318,8 @@ class StoppedEvidence(Tabled):
         """Probability of each label for each stimulus, without lapses."""
         if self.weighting.name == "elbo":
             return self.observer.answer(-self.by[..., -1])
-        done = stopped(self.weighting, self.ends)  # pyright: ignore
-        mass = torch.cat([done.diff(), 1 - done[:, -1:]], -1).to(self.by)
-        mass, none = mass[self.of], done[self.of, :1] / self.observer.labels
-        each = []  # some stimuli at a time stay in the processor's cache
-        for by, of in zip(self.by.split(_SOME), mass.split(_SOME), strict=True):
-            each.append((self.observer.answer(-by, 1) @ of[..., None])[..., 0])
-        return none + torch.cat(each)
+        done = stopped(self.weighting, self.fine)  # pyright: ignore
+        mass = torch.cat([done.diff(), 1 - done[-1:]]).to(self.by)
+        # some stimuli at a time stay in the processor's cache
+        each = [self.observer.answer(-by, 1) @ mass for by in self.by.split(_SOME)]
+        return done[0] / self.observer.labels + torch.cat(each)
