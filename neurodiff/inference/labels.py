@@ -12,6 +12,7 @@ import torch
 import xarray as xr
 from torch import nn
 
+from neurodiff.data.counts import judgements
 from neurodiff.diffusion.flexible import PiecewiseLinear
 from neurodiff.diffusion.weighting import SurvivalWeighting, Weighting
 from neurodiff.diffusion.weighting import weighting as named
@@ -43,12 +44,14 @@ def attach(trials: xr.Dataset, table: xr.Dataset) -> xr.Dataset:
     """Trials with the table of evidence of the stimuli that they show.
 
     Args:
-        trials: ``shown`` (trial), a stimulus of the table, and ``choice`` (trial), a label's place.
+        trials: ``shown`` (trial), a stimulus of the table, and ``choice`` (trial), a label's place;
+            or counts of each label, see :func:`~neurodiff.data.counts.judgements`.
         table: From :func:`~neurodiff.perception.evidence.evidence`.
 
     Raises:
-        ValueError: If a column is missing.
+        ValueError: If a column is missing, or counts are none or do not sum to stated trials.
     """
+    trials = judgements(trials, table.sizes["label"])
     for column, what in {"shown": "the stimulus", "choice": "its answer, from 0"}.items():
         if column not in trials:
             found = ", ".join(map(str, trials.variables)) or "nothing"

@@ -60,6 +60,31 @@ def test_the_truth_wins_and_is_drawn(files, capsys):
     assert json.loads((files / "run" / "run.json").read_text())["failed"] == {}
 
 
+def test_counts_are_fitted_as_answers_are(files, capsys):
+    trials = pd.read_csv(files / "people.csv")
+    rows = trials.groupby(["shown", "choice"]).size().rename("count").reset_index()
+    rows["trials"] = rows.groupby("shown")["count"].transform("sum")
+    rows.to_csv(files / "rows.csv", index=False)
+    wide = rows.pivot(index="shown", columns="choice", values="count").fillna(0)
+    counts = (("stimulus", "category"), wide.to_numpy(int))
+    data = xr.Dataset({"choices": counts}, {"stimulus": wide.index.to_numpy()})
+    data.to_netcdf(files / "counts.nc", engine="h5netcdf")
+    found = []
+    for i, name in enumerate(("people.csv", "rows.csv", "counts.nc")):
+        out = files / f"run-{i}"
+        more = ["--model", "averaged", "--law", "logistic", "--out", str(out)]
+        evidence = ["--evidence", str(files / "table.nc")]
+        assert main(["fit", str(files / name), *evidence, *more]) == 0
+        found.append(pd.read_csv(out / "comparison.csv").set_index("hypothesis")["elpd"])
+    assert np.allclose(found[1], found[0], atol=1e-6)
+    assert np.allclose(found[2], found[0], atol=1e-6)
+    rows.assign(trials=rows["trials"] + 1).to_csv(files / "short.csv", index=False)
+    capsys.readouterr()
+    assert run(files, "--model", "averaged", data="short.csv") == 2
+    assert "counts sum to 20, wanted the 21 that 'trials' states" in capsys.readouterr().err
+    assert not (files / "run").exists()
+
+
 def test_rows_of_the_two_kinds():
     t, trials = answers(5, 2)
     data = attach(xr.Dataset({k: ("trial", v.astype(float)) for k, v in trials.items()}), t)
