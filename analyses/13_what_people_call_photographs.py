@@ -38,6 +38,7 @@ from scipy.ndimage import gaussian_filter
 
 import neurodiff as nd
 from neurodiff import panels
+from neurodiff.data.counts import judgements
 from neurodiff.data.decode_images import grey16
 from neurodiff.diffusion.flexible import PiecewiseLinear
 from neurodiff.inference.fit import fitting
@@ -126,12 +127,8 @@ def pictures(name):
 
 def trials(counts, some):
     """A row for every judgement of some of the photographs."""
-    image, label = np.nonzero(counts * some[:, None])
-    many = counts[image, label]
-    return xr.Dataset({
-        "shown": ("trial", np.repeat(image, many) * 1.0),
-        "choice": ("trial", np.repeat(label, many) * 1.0),
-    })  # fmt: skip
+    own = xr.Dataset({"choices": (("stimulus", "category"), counts * some[:, None])})
+    return judgements(own, counts.shape[1])
 
 
 def laws():

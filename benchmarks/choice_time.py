@@ -4,7 +4,8 @@
 density with its gradient (the best of three), or of a whole fit with its held-out scores, and the
 peak memory of the process, of which 0.3 to 0.4 GiB are Python and torch. ``exponent`` is the slope
 of log seconds on log size from the row before. Trials are ``recorded`` (to the millisecond, so that
-equal ones merge) or ``distinct``. Each row is a process of its own, on one thread.
+equal ones merge) or ``distinct``; of ``gradient, missed`` one in a hundred has no answer. Each row
+is a process of its own, on one thread.
 """
 
 import argparse
@@ -45,6 +46,7 @@ def trials(kind, count, conditions):
 
 def measure(kind, what, times, count, conditions, steps):
     """Seconds and the peak of memory, GiB, of this process."""
+    import numpy as np
     import torch
 
     import neurodiff as nd
@@ -56,9 +58,11 @@ def measure(kind, what, times, count, conditions, steps):
     torch.set_default_dtype(torch.float64)
     decisions._STEP = 2.0 / steps
     data, model = trials(times, count, conditions), decisions.decision(kind, 2.0)
+    if "missed" in what:
+        data["signed_rt"][::100] = np.inf
     assert len(model.time) == steps
     spent = []
-    if what == "gradient":
+    if what.startswith("gradient"):
         bound = join(model, data)
         u = bound.start[None].clone().requires_grad_(True)
         for _ in range(3):
@@ -70,7 +74,7 @@ def measure(kind, what, times, count, conditions, steps):
         modes_of(join(model, data), 1, 0)
     elif what == "fit":
         nd.fit(model, data, nd.Laplace(draws=500, starts=1), seed=0)
-    spent.append(time.process_time() - began) if what != "gradient" else None
+    spent.append(time.process_time() - began) if what in ("mode", "fit") else None
     return min(spent), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
@@ -101,6 +105,7 @@ def main(kinds):
             for value in values:
                 before = row(kind, "gradient", before, size, **{size: value})
                 rows.append(before)
+        rows.append(row(kind, "gradient, missed"))
         for what in ("mode", "fit"):
             rows.append(row(kind, what, times="recorded", trials=1_000_000))
         with target.open("w", newline="") as file:

@@ -242,7 +242,7 @@ def fit_row(fit: xr.DataTree) -> dict:
         "the Hessian is not positive definite": not bool(stats.get("hessian_definite", True)),
         "decisions take less than the grid can tell: steps half as long move "
         f"{unsure:.1%} of some; give more steps from Python": unsure > 1e-3,
-        "fewer are left without an answer than the grid can tell: steps half as long move the log "
+        "the bound falls too fast to tell how many have no answer: steps half as long move the log "
         f"probability of one by {none:.1f}; give more steps from Python": none > 0.1,
         "SVI has not converged": not bool(stats.get("converged", True)),
     }

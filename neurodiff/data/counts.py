@@ -53,8 +53,8 @@ def judgements(data: xr.Dataset, labels: int) -> xr.Dataset:
         by = ["shown", *(["subject"] if "subject" in data.coords else [])]
         frame = pd.DataFrame({n: data[n].values for n in (*by, "count", "trials")})
         frame["sum"] = frame.groupby(by)["count"].transform("sum")
-        if (off := frame["sum"] != frame["trials"]).any():
-            row = frame[off].iloc[0]
+        if len(off := frame[frame["sum"] != frame["trials"]]):
+            row = off.iloc[0]
             who = f" by {row['subject']}" if len(by) > 1 else ""
             raise DataError(
                 f"stimulus {row['shown']:g}{who}: counts sum to {row['sum']:g}, wanted the "

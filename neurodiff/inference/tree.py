@@ -82,7 +82,7 @@ def _stats_group(bound: Bound, u: Float[Tensor, "chain draw size"], stats: dict)
             none = torch.isinf(joint.response)
             if none.any():
                 nats = (
-                    a.omission_distance(b)[none if own is None else none[own]]  # pyright: ignore
+                    a.omission_distance(b, (none if own is None else none[own]).nonzero()[:, 0])  # pyright: ignore
                     for (own, a), (_, b) in both
                 )
                 data["unsure_none"] = float(torch.cat(list(nats)).max())

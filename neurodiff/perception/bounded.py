@@ -20,11 +20,13 @@ from torch.distributions.constraints import Constraint
 from torch.func import functional_call
 
 from neurodiff.perception.bounds import Bound
+from neurodiff.perception.delayed import LogDensity
 from neurodiff.perception.drifts import Power, Steady, position
 from neurodiff.perception.early import LEAST, between, outset
-from neurodiff.perception.first_passage import Path, solve, survival, tilt
-from neurodiff.perception.interpolate import cubic, falling
-from neurodiff.perception.reaction import Later, LogDensity, Reaction, part
+from neurodiff.perception.first_passage import Path, solve, tilt
+from neurodiff.perception.interpolate import cubic
+from neurodiff.perception.reaction import Later, Reaction, part
+from neurodiff.perception.survivors import log_survival
 from neurodiff.perception.volterra import TINY
 
 CONDITIONS = 8  # about as many strengths as experiments have
@@ -156,7 +158,7 @@ class Bounded(Reaction):
             return super()._reactions(g, values, stimulus)
         g = g[..., -len(self.time) :, :]
         delay = values["delay"].reshape(-1).expand(len(g))
-        return self._shifted(g, values, delay), self._later(g, delay)
+        return self._shifted(g, values, delay), self._later(len(g), values, stimulus)
 
     def _shifted(self, g: Tensor, values: dict[str, Tensor], delay: Tensor) -> LogDensity:
         """Log density where the delay is always the same.
@@ -182,16 +184,14 @@ class Bounded(Reaction):
 
         return log_density
 
-    def _later(self, g: Tensor, delay: Tensor) -> Later:
-        """P(T > t - delay)."""
-        dt = self.time[0]
-        rate = torch.nn.functional.pad(g.sum(-1), (1, 0))  # at time 0 nobody decides
-        left = torch.nn.functional.pad(survival(g, self.time), (1, 0), value=1.0)
-
-        def later(time: Tensor, condition: Tensor) -> Tensor:
-            return falling(left, dt * rate, (time - delay[condition]) / dt, condition)
-
-        return later
+    def _log_survival(
+        self, until: Float[Tensor, " time"], values: dict[str, Tensor], stimulus: dict[str, Tensor]
+    ) -> Float[Tensor, "#condition time"]:
+        """Log P(T > t) of decision times."""
+        soon = torch.cat([1e-6 * until[1:2], until[1:]])  # a Weibull has no slope at 0
+        b = functional_call(self.bound, part("bound.", values), (soon,))[0]
+        moved = functional_call(self.drift, part("drift.", values), (stimulus, until))
+        return log_survival(b, until, moved, *self._starts(values))
 
 
 def floored(g: Tensor) -> Tensor:

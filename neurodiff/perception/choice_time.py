@@ -21,7 +21,6 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 _CELLS = 2000  # of time, of the inverse distribution function that samples are drawn by
-_TOLD = 1e-10  # the least probability of no answer that a difference from 1 may tell
 
 
 def _logaddexp(a: Tensor, b: Tensor) -> Tensor:
@@ -34,7 +33,7 @@ class ChoiceTime(Distribution):
 
     Args:
         log_density: log g(t) at times, sides (0 upper, 1 lower) and conditions that broadcast.
-        later: P(T > t) at times and conditions that broadcast, lapses apart.
+        log_later: Log P(T > t) at times and conditions that broadcast, lapses apart.
         condition: Of each trial.
         lapse: Of each condition.
         horizon: Seconds up to which times are modelled.
@@ -48,14 +47,14 @@ class ChoiceTime(Distribution):
     def __init__(
         self,
         log_density: Callable[[Tensor, Tensor, Tensor], Tensor],
-        later: Callable[[Tensor, Tensor], Tensor],
+        log_later: Callable[[Tensor, Tensor], Tensor],
         condition: Int[Tensor, " trial"],
         lapse: Float[Tensor, " condition"],
         horizon: float,
         known: Float[Tensor, " trial"],
         deadline: Float[Tensor, " trial"] | None = None,
     ) -> None:
-        self.log_density, self.later, self.lapse = log_density, later, lapse
+        self.log_density, self.log_later, self.lapse = log_density, log_later, lapse
         self.deadline = lapse.new_tensor(horizon) if deadline is None else deadline
         self.condition, self.horizon, self.known = condition, horizon, known
         super().__init__(condition.shape, validate_args=False)
@@ -68,12 +67,12 @@ class ChoiceTime(Distribution):
         never = torch.isneginf(found)
         return torch.where(never, guess, _logaddexp(torch.where(never, 0.0, found), guess))
 
-    def _missed(self) -> Tensor:
-        """P(T > H_i) of each trial: where all are the horizon, once for each condition."""
+    def _missed(self, some: Int[Tensor, " some"]) -> Float[Tensor, " some"]:
+        """Log P(T > H_i) of some trials: where all are the horizon, once for each condition."""
         if self.deadline.dim():
-            return self.later(self.deadline, self.condition)
+            return self.log_later(self.deadline[some], self.condition[some])
         each = torch.arange(len(self.lapse), device=self.lapse.device)
-        return self.later(self.deadline, each)[self.condition]
+        return self.log_later(self.deadline, each)[self.condition[some]]
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density per second; of inf, the log probability of no answer."""
@@ -84,9 +83,16 @@ class ChoiceTime(Distribution):
         if not bool(self.known.all()):
             both = _logaddexp(found, self._one(time, 1 - side))
             found = torch.where(self.known > 0.5, found, both)
-        missed = torch.log1p(-self.lapse)[self.condition] + self._missed().clamp_min(1e-300).log()
         found = torch.where(time > self.deadline, -torch.inf, found)
-        return torch.where(none, missed, found)
+        # of the few trials that it takes, since it costs as much as all the others
+        try:
+            some = none.reshape(-1, none.shape[-1]).any(0).nonzero()[:, 0]
+        except RuntimeError:  # answers of several problems under vmap, which does not tell
+            some = torch.arange(none.shape[-1], device=none.device)
+        if not len(some):
+            return found
+        missed = torch.log1p(-self.lapse)[self.condition[some]] + self._missed(some)
+        return torch.where(none, torch.zeros_like(found).index_copy(-1, some, missed), found)
 
     def _masses(self) -> Float[Tensor, "condition cell"]:
         """P of each cell of time, of the upper choice and then of the lower, and of no answer."""
@@ -95,7 +101,7 @@ class ChoiceTime(Distribution):
         rows = torch.arange(len(self.lapse), device=time.device)[:, None]
         sides = [torch.full_like(rows, s) for s in (0, 1)]
         density = torch.cat([self.log_density(time, s, rows).exp() for s in sides], -1)
-        rest = self.later(time.new_tensor(self.horizon), rows[:, 0]).clamp_min(0.0)
+        rest = self.log_later(time.new_tensor(self.horizon), rows[:, 0]).exp()
         return torch.cat([density * width, rest[:, None]], -1)
 
     def distance(self, other: "ChoiceTime") -> Float[Tensor, " condition"]:
@@ -111,18 +117,16 @@ class ChoiceTime(Distribution):
         """
         return 0.5 * (self._masses() - other._masses()).abs().sum(-1)
 
-    def omission_distance(self, other: "ChoiceTime") -> Float[Tensor, " trial"]:
-        r"""Of each trial :math:`|\log P(T > H_i) - \log P'(T > H_i)|`, lapses apart.
-
-        Infinite where either is below 1e-10: P is a difference from 1, of densities that are cut
-        off at 1e-13 of their peak, and says nothing there.
+    def omission_distance(
+        self, other: "ChoiceTime", some: Int[Tensor, " some"]
+    ) -> Float[Tensor, " some"]:
+        r"""Of some trials :math:`|\log P(T > H_i) - \log P'(T > H_i)|`, lapses apart.
 
         Args:
             other: Of the same trials.
+            some: Which trials.
         """
-        both = torch.stack([self._missed(), other._missed()])
-        gap = both.clamp_min(1e-300).log().diff(dim=0)[0].abs()
-        return torch.where((both > _TOLD).all(0), gap, torch.inf)
+        return (self._missed(some) - other._missed(some)).abs()
 
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         """Signed times, uniform within small cells of time."""

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.functional import pad
 
 from neurodiff.diffusion.law import Law, LawDistribution
 from neurodiff.perception.bounded import CONDITIONS, Bounded
@@ -88,6 +89,14 @@ class DeadlineMixture(OnClock, Bounded):
         given_up = self._given_up(law)[..., None, :, None]
         each = passed * still + self._remaining(passed, b, moved, x) * given_up
         return (each * weight[:, None, None]).sum(-3)
+
+    def _log_survival(
+        self, until: Float[Tensor, " time"], values: dict[str, Tensor], stimulus: dict[str, Tensor]
+    ) -> Float[Tensor, "#condition time"]:
+        """Log P(T > t) of decision times: neither the bound is reached nor the time is up."""
+        law = functional_call(self.law, part("law.", values), ())
+        still = pad(law.log_survival(until[1:].log()), (1, 0))
+        return super()._log_survival(until, values, stimulus) + still
 
     def _given_up(self, law: LawDistribution) -> Float[Tensor, "*condition node"]:
         """Density of D: what the law gives to the cell of time about each node."""

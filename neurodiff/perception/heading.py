@@ -39,10 +39,13 @@ from torch.func import functional_call
 
 from neurodiff.perception.bounded import Bounded, floored
 from neurodiff.perception.bounds import Bound
+from neurodiff.perception.delayed import jittered
+from neurodiff.perception.drifts import Steady
 from neurodiff.perception.early import BEND, LEAST, outset
 from neurodiff.perception.first_passage import solve, tilt
 from neurodiff.perception.interpolate import cubic
-from neurodiff.perception.reaction import jittered, part
+from neurodiff.perception.reaction import part
+from neurodiff.perception.survivors import log_survival
 from neurodiff.perception.volterra import TINY
 
 _LATEST = 12.0  # b_0² of the clock after which fewer than one in a million paths go on
@@ -257,6 +260,27 @@ class Heading(Bounded):
         log = log + _outset(b, slope, s) + tilt(b, s, torch.zeros_like(s[:, 0]), moved.slope)
         there = (cell < last + 0.5) & (b > TINY)[..., None]
         return torch.where(there, log, -torch.inf).exp() * moved.rate[..., None]
+
+    def _log_survival(
+        self, until: Float[Tensor, " time"], values: dict[str, Tensor], stimulus: dict[str, Tensor]
+    ) -> Float[Tensor, "condition time"]:
+        """Log P(T > t) of decision times, place by place: each has one clock and one bound."""
+        own = part("bound.", values)
+        moved: Clocked = functional_call(self.drift, part("drift.", values), (stimulus, until))
+        rows = [torch.nonzero(moved.place == j)[:, 0] for j in range(self.drift.places)]
+        found, one = [], torch.ones_like(until[:1])
+        for row, height in zip(rows, own["height"], strict=True):
+            if len(row):
+                s = moved.elapsed[row[0]]
+                at = own | {"height": height}
+                b = functional_call(self.bound, at, (s.clamp_min(_SOONEST),))[0]
+                steady = Steady(moved.slope[row], None)
+                found.append(log_survival(b, s, steady, 0 * one, one))
+        return torch.cat(found)[torch.cat(rows).argsort()]
+
+    def _delay(self, values: dict[str, Tensor], stimulus: dict[str, Tensor]) -> Tensor:
+        """Of each condition, that of its cue."""
+        return values["delay"][self.drift.cue(self.drift.place(stimulus))]
 
     def _delayed(
         self, g: Tensor, values: dict[str, Tensor], stimulus: dict[str, Tensor]

@@ -2,8 +2,7 @@ r"""Tables of conditions over cells of equal width, between their rows.
 
 .. math:: y(s) = \sum_{k=-1}^{2} y_k \prod_{j \ne k} \frac{s - j}{k - j}, \qquad j = -1, \dots, 2
 
-is the cubic through the four nearest rows, s cells past the second of them. A density's logs are
-taken so; what has not happened yet falls by the cubic that has the density as its slope.
+is the cubic through the four nearest rows, s cells past the second of them.
 """
 
 import math
@@ -11,8 +10,6 @@ import math
 import torch
 from jaxtyping import Float
 from torch import Tensor
-
-from neurodiff.perception.ideal import hermite
 
 
 def cubic(
@@ -40,18 +37,3 @@ def cubic(
     ends = torch.where(s < 0, torch.lerp(before, here, s + 1), torch.lerp(after, later, s - 1))
     chord = torch.where((s < 0) | (s > 1), ends, torch.lerp(here, after, s))
     return chord + (whole - chord).clamp(-bend, bend)
-
-
-def falling(
-    left: Float[Tensor, "condition cell"],
-    fall: Float[Tensor, "condition cell"],
-    at: Tensor,
-    condition: Tensor,
-) -> Tensor:
-    """A survival between the cells of a table, from its values there and what falls in a cell."""
-    last = left.shape[-1] - 1
-    at = at.clamp(0.0, float(last))
-    cell = at.detach().floor().clamp_max(last - 1.0)
-    place = (last + 1) * condition + cell.long()
-    ends = [y.reshape(-1)[place + k] for y in (left, -fall) for k in (0, 1)]
-    return hermite(at - cell, *ends)

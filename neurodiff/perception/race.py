@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.distributions import LogNormal, Normal, Uniform, constraints
 from torch.distributions.constraints import Constraint
 from torch.func import functional_call
+from torch.nn.functional import pad
 
 from neurodiff.perception.drifts import Power
 from neurodiff.perception.reaction import Reaction, part
@@ -118,9 +119,22 @@ class Race(Reaction):
         self, values: dict[str, Tensor], stimulus: dict[str, Tensor]
     ) -> Float[Tensor, "condition node 2"]:
         """Densities of decision time and choice."""
-        moved = functional_call(self.drift, part("drift.", values), (stimulus, self.nodes))
+        (upper, up), (lower, down) = self._both(self.nodes, values, stimulus)
+        return torch.stack([upper * down, lower * up], -1)
+
+    def _both(
+        self, time: Tensor, values: dict[str, Tensor], stimulus: dict[str, Tensor]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Density of passage and share not yet through, of the upper and the lower accumulator."""
+        moved = functional_call(self.drift, part("drift.", values), (stimulus, time))
         half, base, height = 0.5 * moved.slope[:, None], values["base"], values["height"]
         shift = values.get("start", torch.zeros_like(height))
-        upper, up = first_passage(height * (1 - shift), base + half, self.nodes)
-        lower, down = first_passage(height * (1 + shift), base - half, self.nodes)
-        return torch.stack([upper * down, lower * up], -1)
+        return [first_passage(height * (1 - s * shift), base + s * half, time) for s in (1.0, -1.0)]
+
+    def _log_survival(
+        self, until: Float[Tensor, " time"], values: dict[str, Tensor], stimulus: dict[str, Tensor]
+    ) -> Float[Tensor, "#condition time"]:
+        """Log P(T > t) of decision times: neither is through."""
+        each = [left for _, left in self._both(until[1:], values, stimulus)]
+        log = torch.stack(each).clamp_min(1e-300).log().sum(0)
+        return pad(log, (1, 0))

@@ -30,14 +30,14 @@ from torch.distributions import (
 from torch.distributions.constraints import Constraint
 
 from neurodiff.perception.choice_time import ChoiceTime
+from neurodiff.perception.delayed import LogDensity, jittered, late, tabulated
 from neurodiff.perception.early import FINE, nested
-from neurodiff.perception.interpolate import cubic, falling
+from neurodiff.perception.interpolate import cubic
 
 _SHARP = 0.7  # of a step: below it a sum over steps no longer is the integral over the jitter
 
 _OVER = 1e-4  # of all: a mass above 1 by no more is divided by, so that late densities are kept
 
-LogDensity = Callable[[Tensor, Tensor, Tensor], Tensor]
 Later = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -50,8 +50,8 @@ class Reaction(nn.Module, ABC):
             Where the data have a variable ``deadline`` each trial has its own, within the horizon.
         steps: Time steps up to the horizon.
         delay: Mean of the time not spent deciding, seconds: LogNormal(log 0.3, 0.5).
-        jitter: Its s.d. over trials, at least 0.7 steps. What it takes below time 0 counts as no
-            answer: Φ(-delay / jitter) of those who decide at once, 0.02 at twice the jitter.
+        jitter: Its s.d. over trials, at least 0.7 steps. Times are above 0: where the delay is
+            twice the jitter, 0.02 of those who decide at once would not be.
         lapse: Share of trials that guess, at a time uniform up to the horizon: Beta(1, 30).
         own: Parameters of the model itself by name; None for those that it does without.
     """
@@ -175,19 +175,49 @@ class Reaction(nn.Module, ABC):
         stimulus: dict[str, Tensor],
     ) -> tuple[LogDensity, Later]:
         """Log density of reaction time and choice, and the probability of none by a time."""
-        table = self._delayed(g, values, stimulus)
+        delay, jitter = (
+            x.expand(len(g))[:, None]
+            for x in (self._delay(values, stimulus), values["jitter"].reshape(-1))
+        )
+        # what the jitter takes below time 0 is not there, and the rest is all there is
+        below = 0.5 * torch.erfc(math.sqrt(0.5) * (self.nodes + delay) / jitter)
+        kept = 1 - (self.width * g.sum(-1) * below).sum(-1)
+        table = self._delayed(g, values, stimulus) / kept[:, None, None]
+        later = self._later(len(g), values, stimulus)
+
+        def log_later(time: Tensor, condition: Tensor) -> Tensor:
+            return later(time, condition) - kept.log()[condition]
+
+        return tabulated(table, self.time[0] / FINE), log_later
+
+    def _later(self, n: int, values: dict[str, Tensor], stimulus: dict[str, Tensor]) -> Later:
+        """Log P(rt > t) of n conditions, found when it is asked for."""
         fine = self.time[0] / FINE
-        rate = table.sum(-1)
-        # at either end the cubic through four points goes on
-        ends = [3 * (y[0] - y[1]) + y[2] for y in (rate.T[:3], rate.T[-3:].flip(0))]
-        y = torch.cat([ends[0][:, None], rate, ends[1][:, None]], -1)
-        cells = (13 * (y[:, 1:-2] + y[:, 2:-1]) - y[:, :-3] - y[:, 3:]) / 24
-        left = 1 - fine * torch.nn.functional.pad(cells.cumsum(-1), (1, 0))
+        until = fine * torch.arange(FINE * len(self.time) + 1, device=fine.device)
 
-        def later(time: Tensor, condition: Tensor) -> Tensor:
-            return falling(left, fine * rate, time / fine, condition)
+        def log_later(time: Tensor, condition: Tensor) -> Tensor:
+            left = self._log_survival(until, values, stimulus)
+            left = left.expand(n, -1)[condition]
+            delay = self._delay(values, stimulus).expand(n)[condition]
+            if self.jitter is None:
+                at = ((time - delay) / fine).clamp(0.0, len(until) - 1.0)
+                both = left.reshape(-1, len(until), 1).expand(-1, -1, 2)
+                row = torch.arange(len(both), device=at.device)
+                return cubic(both, at, 0 * row, row, len(until) - 1).clamp_max(0.0)
+            time = time.reshape(-1)
+            return late(left, until, time, delay, values["jitter"].reshape(-1).expand(n)[condition])
 
-        return _tabulated(table, fine), later
+        return log_later
+
+    @abstractmethod
+    def _log_survival(
+        self, until: Float[Tensor, " time"], values: dict[str, Tensor], stimulus: dict[str, Tensor]
+    ) -> Float[Tensor, "#condition time"]:
+        """Log P(T > t) of decision times, at 0, dt/4, …."""
+
+    def _delay(self, values: dict[str, Tensor], stimulus: dict[str, Tensor]) -> Tensor:
+        """Mean delay of each condition, or of all."""
+        return values["delay"].reshape(-1)
 
     def _delayed(
         self, g: Tensor, values: dict[str, Tensor], stimulus: dict[str, Tensor]
@@ -214,46 +244,6 @@ class Reaction(nn.Module, ABC):
             name: p[first][:, None] if p.dim() > self._dims[name] else p
             for name, p in self.named_parameters()
         }
-
-
-def jittered(
-    mass: Float[Tensor, "condition node 2"],
-    nodes: Float[Tensor, " node"],
-    time: Float[Tensor, " time"],
-    delay: Tensor,
-    jitter: Tensor,
-) -> Float[Tensor, "condition fine 2"]:
-    """Densities of reaction time at 0, dt/4, …: decision times and the jitter convolved.
-
-    Args:
-        mass: Of decisions at each node.
-        nodes: Multiples of dt/4, up to the last time.
-        time: dt, 2 dt, …
-        delay: () or (condition, 1).
-        jitter: () or (condition, 1).
-    """
-    fine, size = time[0] / FINE, FINE * len(time)
-    every = fine * torch.arange(-size, size + 1, device=time.device)
-    z = (every - delay) / jitter
-    each = torch.exp(-0.5 * z * z) / (math.sqrt(2 * math.pi) * jitter)
-    # how far the table lies behind a decision is a window of these, earlier for a later one
-    window = size - (nodes / fine).round().long()
-    behind = each.unfold(-1, size + 1, 1)[..., window, :].mT
-    if behind.dim() > 2:
-        return behind @ mass
-    # one delay for all conditions is one product: a batch of them would copy the matrix for each
-    return (behind @ mass.transpose(0, 1).flatten(1)).unflatten(1, (len(mass), 2)).transpose(0, 1)
-
-
-def _tabulated(table: Float[Tensor, "condition fine 2"], fine: Tensor) -> LogDensity:
-    """Log density by cubics through four points of the table."""
-    last = table.shape[1] - 1
-
-    def log_density(time: Tensor, side: Tensor, condition: Tensor) -> Tensor:
-        p = cubic(table, time / fine, side, condition, last)
-        return torch.where(p > 0, torch.where(p > 0, p, 1.0).log(), -torch.inf)
-
-    return log_density
 
 
 def part(prefix: str, values: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Normal, constraints
 from torch.distributions.constraints import Constraint
 from torch.func import functional_call
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import logsigmoid, pad
 
 from neurodiff.diffusion.law import Law, LocationScale
 from neurodiff.perception.drifts import Power, Steady, position
@@ -40,6 +40,7 @@ from neurodiff.perception.reaction import Reaction, part
 
 _SOON, _OCTAVE = 48, 4  # cells, and in an octave, about the first nodes: an SNR may take a µs
 _NEAR = 4  # the last of these nodes
+_NEVER = -500.0  # log SNR of no drift
 
 
 def normal_cdf(z: Tensor) -> Tensor:
@@ -113,10 +114,23 @@ class TimeStop(OnClock, Reaction):
         self.register_buffer("share", (1 - away.abs()).clamp_min(0.0))
 
     def _clock(
-        self, moved: Steady | Path, values: dict[str, Tensor], stimulus: dict[str, Tensor]
-    ) -> Float[Tensor, "#condition cell"]:
-        """What the law is about, at the edges of the cells."""
-        return self.edges.log()[None]
+        self,
+        log_time: Float[Tensor, " time"],
+        moved: Steady | Path,
+        values: dict[str, Tensor],
+        stimulus: dict[str, Tensor],
+    ) -> Float[Tensor, "#condition time"]:
+        """What the law is about."""
+        return log_time[None]
+
+    def _log_survival(
+        self, until: Float[Tensor, " time"], values: dict[str, Tensor], stimulus: dict[str, Tensor]
+    ) -> Float[Tensor, "#condition time"]:
+        """Log P(T > t) of decision times."""
+        moved = functional_call(self.drift, part("drift.", values), (stimulus, until))
+        law = functional_call(self.law, part("law.", values), ())
+        at = self._clock(until[1:].log(), moved, values, stimulus)
+        return pad(law.log_survival(at.clamp_min(_NEVER)), (1, 0))
 
     def _decisions(
         self, values: dict[str, Tensor], stimulus: dict[str, Tensor]
@@ -124,7 +138,7 @@ class TimeStop(OnClock, Reaction):
         """Densities of decision time and choice: what the law gives to each cell of time."""
         moved = functional_call(self.drift, part("drift.", values), (stimulus, self.inside))
         law = functional_call(self.law, part("law.", values), ())
-        left = law.survival(self._clock(moved, values, stimulus))
+        left = law.survival(self._clock(self.edges.log(), moved, values, stimulus))
         mass = masses(left, left.shape[-1:])
         start = values.get("start", torch.zeros_like(values["delay"]))
         mean, variance = position(moved, self.inside, start.reshape(-1, 1))
@@ -178,11 +192,15 @@ class SnrStop(TimeStop):
         return {"law.loc": Normal(0.0, 2.0)} if isinstance(self.law, LocationScale) else {}
 
     def _clock(
-        self, moved: Steady | Path, values: dict[str, Tensor], stimulus: dict[str, Tensor]
-    ) -> Float[Tensor, "condition cell"]:
+        self,
+        log_time: Float[Tensor, " time"],
+        moved: Steady | Path,
+        values: dict[str, Tensor],
+        stimulus: dict[str, Tensor],
+    ) -> Float[Tensor, "condition time"]:
         v = moved.slope[:, None]
         moves = v != 0
-        logsnr = 2 * torch.where(moves, v, 1.0).abs().log() + self.edges.log()
+        logsnr = 2 * torch.where(moves, v, 1.0).abs().log() + log_time
         return torch.where(moves, logsnr, -torch.inf)
 
 
@@ -244,11 +262,15 @@ class StrengthStop(TimeStop):
         return super().prepare(trials)
 
     def _clock(
-        self, moved: Steady | Path, values: dict[str, Tensor], stimulus: dict[str, Tensor]
-    ) -> Float[Tensor, "condition cell"]:
+        self,
+        log_time: Float[Tensor, " time"],
+        moved: Steady | Path,
+        values: dict[str, Tensor],
+        stimulus: dict[str, Tensor],
+    ) -> Float[Tensor, "condition time"]:
         which = (stimulus["strength"].abs() - self.strengths).abs().argmin(1, keepdim=True)
         place = values["place"].reshape(-1, len(self.strengths)).expand(len(which), -1)
-        return self.edges.log() - place.gather(1, which)
+        return log_time - place.gather(1, which)
 
     def straight(self, u: dict[str, Tensor]) -> dict[str, Tensor]:
         r"""The sums of delay and place that each strength's times show, and one ratio.

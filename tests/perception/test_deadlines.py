@@ -16,9 +16,10 @@ from neurodiff.inference.join import join
 from neurodiff.inference.posterior import on_one_thread
 from neurodiff.perception import bounds
 from neurodiff.perception.bounded import Bounded
-from neurodiff.perception.drifts import Leak, Power
+from neurodiff.perception.deadline import DeadlineMixture
+from neurodiff.perception.drifts import Leak, Power, Urgency
 from neurodiff.perception.race import Race
-from neurodiff.perception.timed import TimeStop
+from neurodiff.perception.timed import SnrStop, StrengthStop, TimeStop
 
 DEADLINE = torch.tensor([0.35, 0.613, 1.0, 1.5, 2.0])
 MODELS = {
@@ -29,6 +30,20 @@ MODELS = {
     "leak": lambda **k: Bounded(Leak(8.0, 1.0), bounds.Constant(), 2.0, 120, **k),
     "time stop": lambda **k: TimeStop(Power(8.0), laws.Normal(-0.7, 0.3), 2.0, 120, **k),
     "race": lambda **k: Race(Power(8.0), 2.0, 120, **k),
+    "SNR stop": lambda **k: SnrStop(Power(8.0), laws.Normal(-1.0, 0.5), 2.0, 120, **k),
+    "strength stop": lambda **k: StrengthStop(
+        Power(8.0), laws.Normal(0.0, 0.3), [0.1], 2.0, 120, **k
+    ),
+    "deadline beside a bound": lambda **k: DeadlineMixture(
+        Power(8.0), bounds.Weibull(), laws.Normal(-0.7, 0.3), 2.0, 120, start=0.2, **k
+    ),
+    "starts and drifts that differ": lambda **k: Bounded(
+        Power(8.0, spread=1.0), bounds.Exponential(), 2.0, 120, start_spread=0.3, **k
+    ),
+    "urgency": lambda **k: Bounded(Urgency(8.0), bounds.Linear(), 2.0, 120, **k),
+    "hardly any delay": lambda **k: Bounded(
+        Power(8.0), bounds.Weibull(), 2.0, 120, delay=0.06, jitter=0.03, **k
+    ),
 }
 
 
@@ -49,7 +64,9 @@ def test_answers_and_no_answer_by_each_deadline_have_mass_one(name):
         time = end / cells * (torch.arange(cells) + 0.5)
         given = trials(torch.full((cells,), 0.1), end.expand(cells))
         mass = sum(model(given).log_prob(s * time).exp().sum() * end / cells for s in (1, -1))
-        assert (mass + none).item() == pytest.approx(1.0, abs=3e-5)
+        # times that are given up are those of cells of a quarter of a step
+        near = 2e-4 if "beside" in name else 1e-5
+        assert (mass + none).item() == pytest.approx(1.0, abs=near)
 
 
 def test_no_answer_is_survival_at_the_trial_s_own_deadline():

@@ -125,18 +125,17 @@ def log_left(b, v, delay, jitter, horizon):
 
 
 @pytest.mark.parametrize("horizon", [2.0, 5.0])
-@pytest.mark.parametrize("b", [1.0, 0.8, 0.6, 0.5, 0.4])
+@pytest.mark.parametrize("b", [1.0, 0.8, 0.6, 0.5, 0.4, 0.25])
 @pytest.mark.parametrize("v", [0.0, 1.0, 3.0])
-def test_it_is_said_where_the_grid_cannot_tell_how_many_have_no_answer(horizon, b, v):
+def test_no_answer_is_as_improbable_as_it_is_however_long_the_steps(horizon, b, v):
     model = Bounded(Power(10.0), bounds.Constant(b), horizon, round(horizon / 0.02)).double()
     given = {"strength": torch.tensor([v / 10]).double(), "choice_known": torch.ones(1).double()}
     here = model(given)
     log_none = here.log_prob(torch.tensor([torch.inf])) - math.log(0.99)
-    off = abs(log_none.item() - log_left(b, v, 0.3, 0.05, horizon))
-    said = here.omission_distance(model.finer()(given)).item()
-    # what steps cost is six times what is said at most, and nothing is kept quiet
-    assert off < 0.05 + 6 * said
-    assert said > 0.1 or off < 0.1
+    # sums over quarters of a step; what the steps of the solver cost (11 nats) is not in it
+    assert log_none.item() == pytest.approx(log_left(b, v, 0.3, 0.05, horizon), abs=1e-2)
+    said = here.omission_distance(model.finer()(given), torch.tensor([0])).item()
+    assert said < 1e-2
 
 
 # bounds that fall within a few steps of 20 ms, or are passed within as many

@@ -209,7 +209,8 @@ def test_an_snr_stop_never_answers_strength_zero():
     model = SnrStop(Power(8.0), laws.Logistic(0.0, 1.0), 2.0, lapse=0.02).double()
     answer = model(trials(torch.zeros(2)))
     p = answer.log_prob(torch.tensor([torch.inf, 0.8])).exp()
-    assert p.tolist() == pytest.approx([0.98, 0.02 / 4], rel=1e-12)
+    # no answer is a sum over the jitter of the delay, in quarters of a step
+    assert p.tolist() == pytest.approx([0.98, 0.02 / 4], rel=1e-9)
 
 
 @pytest.mark.parametrize("drift", [1.5, 0.0, -1.0, 30.0, -30.0])
