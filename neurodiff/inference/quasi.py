@@ -83,7 +83,10 @@ def _information(problem: Problem, state: State, score: Score) -> Tensor:
     if score.jacobian is not None:
         j = score.jacobian.float()
         return (j.mT @ (j * weight[:, :, None])).to(score.rate)
-    packed, size = weight @ problem.products, score.gradient.shape[1]  # pyright: ignore
+    size, products = score.gradient.shape[1], problem.products
+    # before the first step all stimuli count alike
+    alike = bool((weight == weight[:, :1]).all())
+    packed = weight[:, :1] * products.sum(0) if alike else weight @ products  # pyright: ignore
     row, column = torch.triu_indices(size, size)
     data = score.rate.new_empty(len(weight), size, size)
     data[:, row, column] = data[:, column, row] = packed.to(data)

@@ -85,6 +85,13 @@ def test_counts_are_fitted_as_answers_are(files, capsys):
     assert not (files / "run").exists()
 
 
+def test_a_sum_over_all_levels_has_no_control_by_their_order(files):
+    assert run(files, "--model", "averaged", "--weighting", "elbo") == 0
+    found = pd.read_csv(files / "run" / "comparison.csv")
+    assert found.set_index("hypothesis").loc["elbo", "verdict"].startswith("best")
+    assert not found["hypothesis"].str.endswith("stimulus permuted").any()
+
+
 def test_rows_of_the_two_kinds():
     t, trials = answers(5, 2)
     data = attach(xr.Dataset({k: ("trial", v.astype(float)) for k, v in trials.items()}), t)
