@@ -42,7 +42,8 @@ from neurodiff.panels import BLUE, ORANGE, RED
 from neurodiff.perception.bounded import Bounded
 from neurodiff.perception.bounds import Weibull
 from neurodiff.perception.drifts import Power
-from neurodiff.perception.timed import SnrStop, StrengthStop, TimeStop
+from neurodiff.perception.strength_stop import StrengthStop
+from neurodiff.perception.timed import SnrStop, TimeStop
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))

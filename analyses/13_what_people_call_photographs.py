@@ -47,15 +47,10 @@ from neurodiff.inference.labels import attach
 from neurodiff.inference.pool import workers
 from neurodiff.inference.posterior import on_one_thread
 from neurodiff.inference.together import alone
-from neurodiff.perception.classify import (
-    AveragedEvidence,
-    FreeWeights,
-    OneLevel,
-    Placed,
-    StoppedEvidence,
-)
+from neurodiff.perception.classify import AveragedEvidence, StoppedEvidence
 from neurodiff.perception.controls import permute
 from neurodiff.perception.evidence import evidence
+from neurodiff.perception.levels import FreeWeights, OneLevel, Placed
 from neurodiff.perception.stored import read_table
 
 HERE = Path(__file__).parent

@@ -30,7 +30,8 @@ from neurodiff.perception.measurement import Power, Stopped
 from neurodiff.perception.orientation import Categorise, strengths
 from neurodiff.perception.pulses import Leaky, Pulses, Stops, StopsFreely
 from neurodiff.perception.race import Race
-from neurodiff.perception.timed import SnrStop, StrengthStop, TimeStop
+from neurodiff.perception.strength_stop import StrengthStop
+from neurodiff.perception.timed import SnrStop, TimeStop
 
 LEVELS = np.linspace(-5, 3, 9)
 

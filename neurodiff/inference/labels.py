@@ -16,14 +16,8 @@ from neurodiff.data.counts import judgements
 from neurodiff.diffusion.flexible import PiecewiseLinear
 from neurodiff.diffusion.weighting import SurvivalWeighting, Weighting
 from neurodiff.diffusion.weighting import weighting as named
-from neurodiff.perception.classify import (
-    AveragedEvidence,
-    FreeWeights,
-    OneLevel,
-    Placed,
-    StoppedEvidence,
-    Tabled,
-)
+from neurodiff.perception.classify import AveragedEvidence, StoppedEvidence, Tabled
+from neurodiff.perception.levels import FreeWeights, OneLevel, Placed
 from neurodiff.perception.observers import Categories
 from neurodiff.perception.stopping import Gauge
 

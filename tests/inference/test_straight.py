@@ -20,7 +20,8 @@ from neurodiff.inference.straight import Straight, straightened
 from neurodiff.perception.bounds import Constant
 from neurodiff.perception.deadline import DeadlineMixture
 from neurodiff.perception.drifts import Power
-from neurodiff.perception.timed import SnrStop, StrengthStop, TimeStop
+from neurodiff.perception.strength_stop import StrengthStop
+from neurodiff.perception.timed import SnrStop, TimeStop
 
 
 def clock(**more):

@@ -9,13 +9,8 @@ from hypothesis import strategies as st
 from scipy import integrate
 
 import neurodiff as nd
-from neurodiff.perception.classify import (
-    AveragedEvidence,
-    FreeWeights,
-    OneLevel,
-    Placed,
-    StoppedEvidence,
-)
+from neurodiff.perception.classify import AveragedEvidence, StoppedEvidence
+from neurodiff.perception.levels import FreeWeights, OneLevel, Placed
 
 GRID = np.linspace(-5.75, 3.75, 20)
 

@@ -19,7 +19,8 @@ from neurodiff.perception.bounded import Bounded
 from neurodiff.perception.deadline import DeadlineMixture
 from neurodiff.perception.drifts import Leak, Power, Urgency
 from neurodiff.perception.race import Race
-from neurodiff.perception.timed import SnrStop, StrengthStop, TimeStop
+from neurodiff.perception.strength_stop import StrengthStop
+from neurodiff.perception.timed import SnrStop, TimeStop
 
 DEADLINE = torch.tensor([0.35, 0.613, 1.0, 1.5, 2.0])
 MODELS = {

@@ -20,7 +20,8 @@ from neurodiff.perception.bounded import Bounded
 from neurodiff.perception.deadline import DeadlineMixture
 from neurodiff.perception.drifts import Leak, Power, Urgency
 from neurodiff.perception.race import Race, first_passage
-from neurodiff.perception.timed import SnrStop, StrengthStop, TimeStop
+from neurodiff.perception.strength_stop import StrengthStop
+from neurodiff.perception.timed import SnrStop, TimeStop
 
 ALL = {
     "time": lambda **k: TimeStop(Power(8.0), laws.Normal(-0.7, 0.3), 2.0, start=0.1, **k),
