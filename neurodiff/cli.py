@@ -272,7 +272,8 @@ def _run(  # noqa: ANN202
     """A study in worker processes, its tables and summary printed, and its report if asked."""
     from neurodiff.inference.describe import describe
     from neurodiff.inference.pool import workers
-    from neurodiff.inference.study import study, sweep
+    from neurodiff.inference.run_folder import sweep
+    from neurodiff.inference.study import study
 
     command = " ".join(["neurodiff", *sys.argv[1:]])
     try:

@@ -163,7 +163,7 @@ def _network(
 
 def _begin(out: Path, settings: dict, resume: bool) -> None:
     """Make the folder of a new run, or see that the one there is of this run."""
-    from neurodiff.inference.study import versions
+    from neurodiff.inference.run_folder import versions
 
     about = out / "run.json"
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not resume)):

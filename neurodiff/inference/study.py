@@ -10,7 +10,6 @@ ran.
 """
 
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +21,6 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-import neurodiff
 from neurodiff.data.schema import data_hash
 from neurodiff.inference.compare import compare
 from neurodiff.inference.fit import choose_device
@@ -31,6 +29,7 @@ from neurodiff.inference.join import join
 from neurodiff.inference.labels import KINDS
 from neurodiff.inference.laplace import Laplace
 from neurodiff.inference.nuts import NUTS
+from neurodiff.inference.run_folder import check, make, versions, write
 from neurodiff.inference.svi import SVI
 from neurodiff.inference.tasks import Task
 from neurodiff.inference.unit import Unit, run_units
@@ -90,10 +89,10 @@ def study(
     """
     began = time.time()
     choose_device(device, 0)  # which refuses one that is none
-    _check_folder(out, resume)
+    check(out, resume)
     usable, failed = _check_parts([blocked(p) for p in parts], hypotheses, task, by)
     failed = {**(unread or {}), **failed}
-    fits = _make(out)
+    fits = make(out)
     method = Laplace(draws=500, starts=3) if method is None else method
     units = [Unit(part, h, task, method, by, seed, device) for part in usable for h in hypotheses]
     done, more = run_all(units, fits, executor, "fitting")
@@ -104,7 +103,7 @@ def study(
     failed |= more
     paths = [*done.values(), *controls.values()]
     table = compare({path.stem: path for path in paths})
-    _write(out / "comparison.csv", table.to_csv(index=False))
+    write(out / "comparison.csv", table.to_csv(index=False))
     facts = {
         "command": command or " ".join(sys.argv),
         "versions": versions(),
@@ -119,7 +118,7 @@ def study(
         "started": time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(began)),
         "seconds": round(time.time() - began, 1),
     }
-    _write(out / "run.json", json.dumps(facts, indent=1))
+    write(out / "run.json", json.dumps(facts, indent=1))
     return table
 
 
@@ -270,58 +269,3 @@ def blocked(data: xr.Dataset) -> xr.Dataset:
         kept["sample"] = slice(_BLOCKS * length * samples // bins)
     block = ("time", np.arange(_BLOCKS * length) // length)
     return data.isel(kept).assign_coords(block=block)
-
-
-def _check_folder(out: Path, resume: bool) -> None:
-    """Refuse a run folder that cannot be used; nothing is written."""
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file, wanted a folder for the run: name another with --out")
-    if not out.exists() or not any(out.iterdir()):
-        if resume and not out.exists():
-            raise ValueError(f"{out} does not exist, so there is nothing to resume")
-    elif not resume:
-        raise ValueError(
-            f"{out} is not empty: name another folder with --out, or go on there with --resume"
-        )
-    elif not (out / "fits").is_dir():
-        raise ValueError(f"{out} holds something that is not a run: name another folder with --out")
-    there = next(p for p in (out / "fits", out, *out.absolute().parents) if p.exists())
-    if not os.access(there, os.W_OK | os.X_OK) or not there.is_dir():
-        raise ValueError(f"cannot write to {there}: permission denied; name another with --out")
-
-
-def _make(out: Path) -> Path:
-    """The folder of fits, without what a killed run has left half-written."""
-    try:
-        (out / "fits").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(
-            f"cannot write to {out}: {error.strerror}; name another with --out"
-        ) from None
-    sweep(out)
-    return out / "fits"
-
-
-def sweep(out: Path) -> None:
-    """Remove files that were being written when a run ended."""
-    for path in (*out.glob("*.part"), *(out / "fits").glob("*.part")):
-        path.unlink(missing_ok=True)
-
-
-def _write(path: Path, text: str) -> None:
-    aside = path.with_name(path.name + ".part")
-    aside.write_text(text)
-    aside.replace(path)
-
-
-def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
-    import platform
-    from importlib.metadata import version
-
-    names = ["torch", "pyro-ppl", "numpy", "xarray", "arviz-stats"]
-    return {
-        "neurodiff": neurodiff.__version__,
-        "python": platform.python_version(),
-        **{name: version(name) for name in names},
-    }

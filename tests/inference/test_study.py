@@ -27,7 +27,8 @@ from neurodiff.inference.describe import describe
 from neurodiff.inference.hypotheses import Hypothesis, build, plan
 from neurodiff.inference.laplace import Laplace
 from neurodiff.inference.pool import workers
-from neurodiff.inference.study import Unfinished, study, sweep
+from neurodiff.inference.run_folder import sweep
+from neurodiff.inference.study import Unfinished, study
 from neurodiff.inference.tasks import Task, common_task, task_of
 from neurodiff.inference.unit import Unit, run_unit, solve, source_digest
 
