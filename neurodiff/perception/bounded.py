@@ -22,11 +22,11 @@ from torch.func import functional_call
 from neurodiff.perception.bounds import Bound
 from neurodiff.perception.delayed import LogDensity
 from neurodiff.perception.drifts import Power, Steady, position
-from neurodiff.perception.early import LEAST, between, outset
-from neurodiff.perception.first_passage import Path, solve, tilt
+from neurodiff.perception.early import FINE, LEAST, between, early_of, outset
+from neurodiff.perception.first_passage import Path, solve, through, tilt
 from neurodiff.perception.interpolate import cubic
 from neurodiff.perception.reaction import Later, Reaction, part
-from neurodiff.perception.survivors import log_survival
+from neurodiff.perception.survivors import log_survival, sines
 from neurodiff.perception.volterra import TINY
 
 CONDITIONS = 8  # about as many strengths as experiments have
@@ -156,9 +156,9 @@ class Bounded(Reaction):
         """Log density of reaction time and choice, and the probability of none by a time."""
         if self.jitter is not None:
             return super()._reactions(g, values, stimulus)
-        g = g[..., -len(self.time) :, :]
+        later, g = self._later(g, values, stimulus), g[..., -len(self.time) :, :]
         delay = values["delay"].reshape(-1).expand(len(g))
-        return self._shifted(g, values, delay), self._later(len(g), values, stimulus)
+        return self._shifted(g, values, delay), later
 
     def _shifted(self, g: Tensor, values: dict[str, Tensor], delay: Tensor) -> LogDensity:
         """Log density where the delay is always the same.
@@ -185,13 +185,33 @@ class Bounded(Reaction):
         return log_density
 
     def _log_survival(
-        self, until: Float[Tensor, " time"], values: dict[str, Tensor], stimulus: dict[str, Tensor]
+        self,
+        until: Float[Tensor, " time"],
+        g: Float[Tensor, "condition node 2"],
+        values: dict[str, Tensor],
+        stimulus: dict[str, Tensor],
     ) -> Float[Tensor, "#condition time"]:
         """Log P(T > t) of decision times."""
+        left = 1 - self._passed(g).sum(-1)
+        return log_survival(left, *self._sines(until, values, stimulus))
+
+    def _sines(
+        self, until: Float[Tensor, " time"], values: dict[str, Tensor], stimulus: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Log P(T > t) by sines, and where it is right."""
         soon = torch.cat([1e-6 * until[1:2], until[1:]])  # a Weibull has no slope at 0
         b = functional_call(self.bound, part("bound.", values), (soon,))[0]
         moved = functional_call(self.drift, part("drift.", values), (stimulus, until))
-        return log_survival(b, until, moved, *self._starts(values))
+        return sines(b, until, moved, *self._starts(values))
+
+    def _passed(self, g: Float[Tensor, "condition node 2"]) -> Float[Tensor, "condition time 2"]:
+        """What has passed at 0, dt/4, …."""
+        n = len(self.time)
+        each = zip(*(y.split([y.shape[-1] - n, n], -1) for y in (g.mT, self.nodes)), strict=True)
+        early, late = (through(y, t).mT for y, t in each)
+        late, k = early_of(late, FINE * n), early.shape[-2]
+        late = late[..., k:, :] - late[..., k - 1 : k, :] + early[..., -1:, :]
+        return torch.cat([torch.zeros_like(g[..., :1, :]), early, late], -2)
 
 
 def floored(g: Tensor) -> Tensor:

@@ -90,13 +90,13 @@ class DeadlineMixture(OnClock, Bounded):
         each = passed * still + self._remaining(passed, b, moved, x) * given_up
         return (each * weight[:, None, None]).sum(-3)
 
-    def _log_survival(
+    def _sines(
         self, until: Float[Tensor, " time"], values: dict[str, Tensor], stimulus: dict[str, Tensor]
-    ) -> Float[Tensor, "#condition time"]:
-        """Log P(T > t) of decision times: neither the bound is reached nor the time is up."""
+    ) -> tuple[Tensor, Tensor]:
+        """Neither the bound is reached nor the time is up."""
+        log, trusted = super()._sines(until, values, stimulus)
         law = functional_call(self.law, part("law.", values), ())
-        still = pad(law.log_survival(until[1:].log()), (1, 0))
-        return super()._log_survival(until, values, stimulus) + still
+        return log + pad(law.log_survival(until[1:].log()), (1, 0)), trusted
 
     def _given_up(self, law: LawDistribution) -> Float[Tensor, "*condition node"]:
         """Density of D: what the law gives to the cell of time about each node."""

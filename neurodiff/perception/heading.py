@@ -45,7 +45,7 @@ from neurodiff.perception.early import BEND, LEAST, outset
 from neurodiff.perception.first_passage import solve, tilt
 from neurodiff.perception.interpolate import cubic
 from neurodiff.perception.reaction import part
-from neurodiff.perception.survivors import log_survival
+from neurodiff.perception.survivors import sines
 from neurodiff.perception.volterra import TINY
 
 _LATEST = 12.0  # b_0² of the clock after which fewer than one in a million paths go on
@@ -261,10 +261,10 @@ class Heading(Bounded):
         there = (cell < last + 0.5) & (b > TINY)[..., None]
         return torch.where(there, log, -torch.inf).exp() * moved.rate[..., None]
 
-    def _log_survival(
+    def _sines(
         self, until: Float[Tensor, " time"], values: dict[str, Tensor], stimulus: dict[str, Tensor]
-    ) -> Float[Tensor, "condition time"]:
-        """Log P(T > t) of decision times, place by place: each has one clock and one bound."""
+    ) -> tuple[Tensor, Tensor]:
+        """Log P(T > t) by sines, place by place: each has one clock and one bound."""
         own = part("bound.", values)
         moved: Clocked = functional_call(self.drift, part("drift.", values), (stimulus, until))
         rows = [torch.nonzero(moved.place == j)[:, 0] for j in range(self.drift.places)]
@@ -274,9 +274,10 @@ class Heading(Bounded):
                 s = moved.elapsed[row[0]]
                 at = own | {"height": height}
                 b = functional_call(self.bound, at, (s.clamp_min(_SOONEST),))[0]
-                steady = Steady(moved.slope[row], None)
-                found.append(log_survival(b, s, steady, 0 * one, one))
-        return torch.cat(found)[torch.cat(rows).argsort()]
+                found.append(sines(b, s, Steady(moved.slope[row], None), 0 * one, one))
+        order = torch.cat(rows).argsort()
+        log, trusted = (torch.cat(each)[order] for each in zip(*found, strict=True))
+        return log, trusted
 
     def _delay(self, values: dict[str, Tensor], stimulus: dict[str, Tensor]) -> Tensor:
         """Of each condition, that of its cue."""

@@ -171,19 +171,14 @@ def _backward(
         on = (fate * up.exp()) @ kernel[i].mT
         on = on * (-(v * y[i]).clamp(-300.0, 300.0) - 0.5 * v * v * dt).exp()
         b, after = height[i], height[i + 1]
-        out = [leaves(b - s * y[i], (after - b) / dt, s * v, dt) for s in (1.0, -1.0)]
+        out = [_leaves(b - s * y[i], (after - b) / dt, s * v, dt) for s in (1.0, -1.0)]
         fate = on + torch.stack(out)
         found.append(fate)
     return torch.stack(found[::-1]).permute(2, 0, 3, 1)
 
 
-def leaves(distance: Tensor, rise: Tensor, drift: Tensor, dt: Tensor) -> Tensor:
-    """P(a bound that is so far away and so steep is reached within a step).
-
-    >>> one = torch.tensor(1.0)
-    >>> leaves(one, 0 * one, 0 * one, one)  # twice what is beyond it in the end
-    tensor(0.3173)
-    """
+def _leaves(distance: Tensor, rise: Tensor, drift: Tensor, dt: Tensor) -> Tensor:
+    """P(a bound that is so far away and so steep is reached within a step)."""
     toward = (drift - rise) * dt
     near = (distance - toward) / torch.sqrt(2 * dt)
     far = (distance + toward) / torch.sqrt(2 * dt)

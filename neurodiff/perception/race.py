@@ -132,7 +132,11 @@ class Race(Reaction):
         return [first_passage(height * (1 - s * shift), base + s * half, time) for s in (1.0, -1.0)]
 
     def _log_survival(
-        self, until: Float[Tensor, " time"], values: dict[str, Tensor], stimulus: dict[str, Tensor]
+        self,
+        until: Float[Tensor, " time"],
+        g: Float[Tensor, "condition node 2"],
+        values: dict[str, Tensor],
+        stimulus: dict[str, Tensor],
     ) -> Float[Tensor, "#condition time"]:
         """Log P(T > t) of decision times: neither is through."""
         each = [left for _, left in self._both(until[1:], values, stimulus)]

@@ -183,20 +183,26 @@ class Reaction(nn.Module, ABC):
         below = 0.5 * torch.erfc(math.sqrt(0.5) * (self.nodes + delay) / jitter)
         kept = 1 - (self.width * g.sum(-1) * below).sum(-1)
         table = self._delayed(g, values, stimulus) / kept[:, None, None]
-        later = self._later(len(g), values, stimulus)
+        later = self._later(g, values, stimulus)
 
         def log_later(time: Tensor, condition: Tensor) -> Tensor:
             return later(time, condition) - kept.log()[condition]
 
         return tabulated(table, self.time[0] / FINE), log_later
 
-    def _later(self, n: int, values: dict[str, Tensor], stimulus: dict[str, Tensor]) -> Later:
-        """Log P(rt > t) of n conditions, found when it is asked for."""
+    def _later(
+        self,
+        g: Float[Tensor, "condition node 2"],
+        values: dict[str, Tensor],
+        stimulus: dict[str, Tensor],
+    ) -> Later:
+        """Log P(rt > t), found when it is asked for."""
+        n = len(g)
         fine = self.time[0] / FINE
         until = fine * torch.arange(FINE * len(self.time) + 1, device=fine.device)
 
         def log_later(time: Tensor, condition: Tensor) -> Tensor:
-            left = self._log_survival(until, values, stimulus)
+            left = self._log_survival(until, g, values, stimulus)
             left = left.expand(n, -1)[condition]
             delay = self._delay(values, stimulus).expand(n)[condition]
             if self.jitter is None:
@@ -211,7 +217,11 @@ class Reaction(nn.Module, ABC):
 
     @abstractmethod
     def _log_survival(
-        self, until: Float[Tensor, " time"], values: dict[str, Tensor], stimulus: dict[str, Tensor]
+        self,
+        until: Float[Tensor, " time"],
+        g: Float[Tensor, "condition node 2"],
+        values: dict[str, Tensor],
+        stimulus: dict[str, Tensor],
     ) -> Float[Tensor, "#condition time"]:
         """Log P(T > t) of decision times, at 0, dt/4, …."""
 

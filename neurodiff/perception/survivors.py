@@ -1,4 +1,4 @@
-r"""How many have not decided yet: a positive number of its own, not what is left of one.
+r"""How many have not decided yet: where few are left a number of its own, not a difference from 1.
 
 .. math:: P(T > t) = \int_{-b}^{b} p(y, t)\,dy, \qquad
     p = b^{-1/2}\, e^{-b' y^2 / 2b + U(y, t) - U(x_0, 0)}\; \psi(y/b, s), \quad ds = dt/b^2
@@ -9,10 +9,10 @@ r"""How many have not decided yet: a positive number of its own, not what is lef
 
 for a path with drift v and leak ℓ. Between straight bounds nothing is left of the bracket that a
 constant drift does not take out, and sines :math:`\sin \tfrac{n\pi}{2}(z + 1)` decay by themselves,
-as :math:`e^{-n^2 \pi^2 s / 8}`. So a bound is taken for straight within a step and turns between
-steps, where ψ is multiplied by :math:`e^{\frac12 b\,\Delta b' z^2}`, and by what else there is.
-Long after, the first sine is all: what is lost is of its size, however small that is. Soon after
-the start, s < 0.04, no path has reached both bounds, and what passed each is known.
+as :math:`e^{-n^2 \pi^2 s / 8}`. So a bound turns between steps only, where ψ is multiplied by
+:math:`e^{\frac12 b\,\Delta b' z^2}`, and by what else there is; s is of the bound itself. Long
+after, the first sine is all: what is lost is of its size, however small that is. Soon after the
+start many are needed, but nearly all go on, and what passages leave of one is right.
 """
 
 import math
@@ -24,47 +24,76 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from neurodiff.perception.drifts import Steady
-from neurodiff.perception.killed import leaves
+from neurodiff.perception.early import FINE
 from neurodiff.perception.volterra import Path
 
 _SINES, _NODES, _SOON = 18, 40, 0.04
+_FEWER, _APART = 14, 0.01  # sines, and nats by which they may differ from all
 _STEEP = 40.0  # most by which b² falls in a second: with more, ψ would lose its digits
 _SHUT = 1e-4  # of b_0²: a bound that has closed
 _LEAST = 1e-12  # seconds
-_LOST = -14.0  # log of a share that does not matter
-_SPREAD = 7  # nodes over drifts that differ, soon after the start
+_MUCH, _LITTLE, _NONE = 0.1, 0.02, 1e-10  # left: of one is right, sines are, a difference says 0
 
 
 def log_survival(
-    bound: Float[Tensor, "*#condition step"],
-    time: Float[Tensor, "*#condition step"],
+    left: Float[Tensor, "condition time"],
+    log: Float[Tensor, "#condition time"],
+    trusted: Bool[Tensor, "#condition time"],
+) -> Float[Tensor, "condition time"]:
+    """Log P(T > t): of what passages leave of one while much is left, of sines once little is.
+
+    Args:
+        left: P(T > t) as a difference.
+        log: Its logarithm by :func:`sines`.
+        trusted: Where these are right.
+
+    >>> left, log = torch.tensor([[0.5, 1e-6]]), torch.tensor([[-9.0, -14.0]])
+    >>> log_survival(left, log, log < 0)
+    tensor([[ -0.6931, -14.0000]])
+    """
+    told = left.clamp_min(_NONE).log()
+    much = ((left - _LITTLE) / (_MUCH - _LITTLE)).clamp(0.0, 1.0)
+    much = torch.where(trusted, much * much * (3 - 2 * much), 1.0)
+    # a bound that falls within a step is not straight in it, and more might be left in the end
+    return torch.lerp(log, told, much).clamp_max(0.0).cummin(-1)[0]
+
+
+def sines(
+    bound: Float[Tensor, "*#condition time"],
+    time: Float[Tensor, "*#condition time"],
     moved: Steady | Path,
     start: Float[Tensor, "*#condition start"],
     weight: Float[Tensor, " start"],
-) -> Float[Tensor, "condition step"]:
+) -> tuple[Float[Tensor, "condition time"], Bool[Tensor, "condition time"]]:
     """Log P(T > t), for moving bounds and any drift of :mod:`~neurodiff.perception.drifts`.
 
     Args:
         bound: b at 0 (or soon after it) and each time.
-        time: 0 and the times, seconds, or those of a clock.
+        time: 0 and quarters of steps, seconds, or those of a clock: four times a step, and one.
         moved: The drift at these times.
         start: x_0.
         weight: Of each starting point, adding up to 1.
 
-    >>> time, one = torch.linspace(0.0, 5.0, 501), torch.ones(1)
-    >>> log_survival(torch.full((501,), 0.5), time, Steady(0 * one, None), 0 * one, one)[0, -1]
-    tensor(-24.4324)
+    Returns:
+        It, and where it can be trusted: not soon after the start, nor where a strong drift weighs
+        up what is left out of ψ. Fewer sines say something else there.
+
+    >>> time, one = torch.linspace(0.0, 5.0, 501), torch.ones(1)  # 125 steps
+    >>> bound = torch.full((501,), 0.5)
+    >>> log, trusted = sines(bound, time, Steady(0 * one, None), 0 * one, one)
+    >>> log[0, -1], trusted[0, -1]
+    (tensor(-24.4324), tensor(True))
     >>> round(math.log(4 / math.pi) - math.pi**2 * 5 / (8 * 0.25), 4)  # of the first sine
     -24.4324
     """
-    b, soon = _walked(bound, time)
-    dt = time.diff()
+    b = _walked(bound, time)
     z, part, sine = (torch.as_tensor(x).to(b) for x in _basis())
-    rise, step = b.diff() / dt.clamp_min(_LEAST), dt / (b[..., :-1] * b[..., 1:])
-    s = step.cumsum(-1)
-    # what ψ is multiplied by where the bound turns, and what p is over ψ where a step ends
-    turn = 0.5 * (rise.diff() * b[..., 1:-1])[..., None] * z.square()
-    over = -0.5 * (rise * b[..., 1:])[..., None] * z.square()
+    knot = b[..., ::FINE]
+    rise = knot.diff() / time[..., ::FINE].diff().clamp_min(_LEAST)
+    step = time.diff() / (b[..., :-1] * b[..., 1:])
+    # what ψ is multiplied by where the bound turns, and what p is over ψ at each time
+    turn = 0.5 * (rise.diff() * knot[..., 1:-1])[..., None] * z.square()
+    over = -0.5 * (_each(rise) * b[..., 1:])[..., None] * z.square()
     begin = 0.5 * rise[..., :1] * start.square() / b[..., :1]
     y = b[..., 1:, None] * z
     if isinstance(moved, Path):
@@ -74,23 +103,27 @@ def log_survival(
     if isinstance(moved, Steady):
         log = log + _tilted(moved, time[..., 1:], y, start)
     top = log.detach().amax(-2, keepdim=True)
-    psi = _sines(start / b[..., :1], turn, step, sine, part)
-    total = (part[:, None] * (log - top).exp() * psi).sum(-2).clamp_min(1e-300).log()
-    total = total + top[..., 0, :] - (math.pi**2 / 8 * s)[..., None]
-    total = total + 0.5 * (b[..., 1:] / b[..., :1]).log()[..., None]
-    # a strong drift weighs up what is left out: the first sine that is not there
-    missing = top[..., 0, :] - (math.pi**2 / 8 * (_SINES + 1) ** 2 * s)[..., None]
-    soon = soon[..., None] | (missing > _LOST)
-    total = torch.where(soon, _soon(b, time, moved, start, soon), total)
-    found = (total + weight.log()).logsumexp(-1).clamp_max(0.0)
-    return pad(found, (1, 0))
+    size = top[..., 0, :] - (math.pi**2 / 8 * step.cumsum(-1))[..., None]
+    size = size + 0.5 * (b[..., 1:] / b[..., :1]).log()[..., None] + weight.log()
+    share = part[:, None] * (log - top).exp()
+
+    def total(sine: Tensor) -> tuple[Tensor, Tensor]:
+        found = (share * _sines(start / b[..., :1], turn, step, sine, part)).sum(-2)
+        positive = found > 0
+        each = torch.where(positive, found, 1e-300).log() + size
+        return pad(each.logsumexp(-1), (1, 0)), pad(positive.all(-1), (1, 0))
+
+    found, positive = total(sine)
+    with torch.no_grad():
+        fewer, also = total(sine[:_FEWER])
+        return found, positive & also & ((found - fewer).abs() < _APART)
 
 
-def _walked(bound: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
-    """A bound that sines can follow, and in which steps no path has been at both of it.
+def _walked(bound: Tensor, time: Tensor) -> Tensor:
+    """A bound that sines can follow.
 
-    It is straight then, as sines do not resolve the start; later no steeper than leaves ψ its
-    digits, and never quite closed.
+    It is straight soon after the start, which sines do not resolve; later no steeper than leaves ψ
+    its digits, and never quite closed.
     """
     b = torch.maximum(bound, _SHUT**0.5 * bound[..., :1])
     soon = time[..., 1:] < _SOON * b[..., :1] * b[..., 1:]
@@ -99,7 +132,7 @@ def _walked(bound: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
     end, then = b.gather(-1, last), time.gather(-1, last).clamp_min(_LEAST)
     line = b[..., :1] + (end - b[..., :1]) * time / then
     b = torch.cat([b[..., :1], torch.where(soon, line[..., 1:], b[..., 1:])], -1)
-    return ((b.square() + _STEEP * time).cummax(-1)[0] - _STEEP * time).sqrt(), soon
+    return ((b.square() + _STEEP * time).cummax(-1)[0] - _STEEP * time).sqrt()
 
 
 def _basis() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -109,21 +142,30 @@ def _basis() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return z, part, np.sin(0.5 * np.pi * n * (z + 1))
 
 
+def _each(step: Float[Tensor, "*any step"]) -> Float[Tensor, "*any time"]:
+    """What a step has, at each of its quarters."""
+    return step.repeat_interleave(FINE, -1)
+
+
 def _sines(
     first: Float[Tensor, "*#condition start"],
     turn: Float[Tensor, "*#condition turn node"],
-    step: Float[Tensor, "*#condition step"],
+    step: Float[Tensor, "*#condition time"],
     sine: Float[Tensor, "sine node"],
     part: Float[Tensor, " node"],
-) -> Float[Tensor, "*every step node start"]:
-    """ψ at the nodes where each step ends, over what is left of the first sine."""
+) -> Float[Tensor, "*every time node start"]:
+    """ψ at the nodes at each time, over what is left of the first sine."""
     n = torch.arange(1, len(sine) + 1).to(sine)
-    decay = torch.exp(-(math.pi**2) / 8 * (n.square() - 1) * step[..., None])
+    passed = step.unflatten(-1, (-1, FINE)).cumsum(-1)[..., None]
+    decay = torch.exp(-(math.pi**2) / 8 * (n.square() - 1) * passed)
     begin = torch.sin(0.5 * math.pi * n[:, None] * (first[..., None, :] + 1))
     pairs = (part * sine[:, None] * sine).flatten(0, 1).mT  # one product for all turns
     turned = (turn.exp() @ pairs).unflatten(-1, (len(sine), -1))
     turned = torch.cat([torch.eye(len(sine)).to(sine).expand_as(turned[..., :1, :, :]), turned], -3)
-    return sine.mT @ _chained(decay[..., None] * turned, begin)
+    ends = _chained(decay[..., -1, :, None] * turned, begin)
+    begins = torch.cat([begin.expand_as(ends[..., 0, :, :])[..., None, :, :], ends], -3)
+    kept = decay[..., None] * (turned @ begins[..., :-1, :, :])[..., None, :, :]
+    return sine.mT @ kept.flatten(-4, -3)
 
 
 def _chained(
@@ -157,55 +199,28 @@ def _tilted(
 
 
 def _pushed(
-    moved: Path, time: Tensor, y: Float[Tensor, "*#condition step node"], start: Tensor
+    moved: Path, time: Tensor, y: Float[Tensor, "*#condition time node"], start: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Turns, ends and the beginning of a drift that is constant within a step, and of a leak."""
-    dt = time.diff()
-    v = 0.5 * (moved.slope[..., 1:] + moved.slope[..., :-1])
-    turn = -v.diff()[..., None] * y[..., :-1, :]
-    over = v[..., None] * y - (0.5 * v.square() * dt).cumsum(-1)[..., None]
+    dt, knot = time.diff(), moved.slope[..., ::FINE]
+    v = 0.5 * (knot[..., 1:] + knot[..., :-1])
+    there = y[..., FINE - 1 :: FINE, :][..., :-1, :]
+    turn = -v.diff()[..., None] * there
+    over = _each(v)[..., None] * y - (0.5 * _each(v).square() * dt).cumsum(-1)[..., None]
     begin = -v[..., :1] * start
     if moved.leak is None:
         return turn, over, begin
-    leak = moved.leak[..., None, None]
+    leak, width = moved.leak[..., None, None], time[::FINE].diff()
 
     def lost(x: Tensor, at: Tensor) -> Tensor:
         return 0.5 * leak.square() * x.square() - leak * at[..., None] * x
 
-    here, whole = lost(y, moved.slope[..., 1:]), dt[..., None]
-    turn = turn - 0.5 * (whole[..., 1:, :] + whole[..., :-1, :]) * here[..., :-1, :]
-    over = over - 0.5 * leak * (y.square() - time[..., 1:, None]) - 0.5 * whole * here
-    at = start[..., None, :]
-    begin = (
-        begin + (0.5 * leak * at.square() - 0.5 * dt[0] * lost(at, moved.slope[..., :1]))[..., 0, :]
-    )
-    return turn, over, begin
-
-
-def _soon(
-    b: Float[Tensor, "*#condition point"],
-    time: Float[Tensor, "*#condition point"],
-    moved: Steady | Path,
-    start: Float[Tensor, "*#condition start"],
-    soon: Bool[Tensor, "*#condition step start"],
-) -> Float[Tensor, "*every step start"]:
-    """Log P(T > t) where no path has been at both bounds, which are straight until then."""
-    # elsewhere anything that harms no gradient
-    first, x = b[..., :1, None], start[..., None, :]
-    t = torch.where(soon, time[..., 1:, None], 1e-3 * first.square()).clamp_min(_LEAST)
-    rise = (torch.where(soon, b[..., 1:, None], first) - first) / t
-    if isinstance(moved, Path):
-        left = 1.0 if moved.leak is None else torch.exp(-moved.leak[..., None, None] * t)
-        v = (x * (left - 1) + torch.where(soon, moved.mean[..., 1:, None], 0.0)) / t
-        each = [(v, 1.0)]
-    elif moved.spread is None:
-        each = [(moved.slope[..., None, None], 1.0)]
-    else:
-        at, weight = np.polynomial.hermite_e.hermegauss(_SPREAD)
-        own = [(moved.slope + float(a) * moved.spread)[..., None, None] for a in at]
-        each = list(zip(own, weight / weight.sum(), strict=True))
-    gone = torch.zeros_like(t)
-    for v, share in each:
-        for sign in (1.0, -1.0):
-            gone = gone + float(share) * leaves(first - sign * x, rise, sign * v, t)
-    return torch.log1p(-gone.clamp_max(1 - 1e-9))
+    turn = turn - 0.5 * (width[1:] + width[:-1])[:, None] * lost(there, knot[..., 1:-1])
+    # half of what a whole step takes is taken where it begins: of what is to come, it is given back
+    gone = (torch.arange(1, FINE + 1).to(y) / FINE).repeat(len(width))
+    back = (1 - gone)[:, None] * lost(y, _each(knot[..., :-1]))
+    taken = gone[:, None] * lost(y, moved.slope[..., 1:]) - back
+    over = over - 0.5 * leak * (y.square() - time[1:, None]) - 0.5 * _each(width)[:, None] * taken
+    x = start[..., None, :]
+    first = 0.5 * leak * x.square() - 0.5 * width[0] * lost(x, knot[..., :1])
+    return turn, over, begin + first[..., 0, :]

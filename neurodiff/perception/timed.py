@@ -121,7 +121,11 @@ class TimeStop(OnClock, Reaction):
         return log_time[None]
 
     def _log_survival(
-        self, until: Float[Tensor, " time"], values: dict[str, Tensor], stimulus: dict[str, Tensor]
+        self,
+        until: Float[Tensor, " time"],
+        g: Float[Tensor, "condition node 2"],
+        values: dict[str, Tensor],
+        stimulus: dict[str, Tensor],
     ) -> Float[Tensor, "#condition time"]:
         """Log P(T > t) of decision times."""
         moved = functional_call(self.drift, part("drift.", values), (stimulus, until))

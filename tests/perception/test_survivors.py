@@ -1,4 +1,4 @@
-"""Survivors by sines: held against series, kernels, and what is left of one; far into the tail."""
+"""How many are left: by series, kernels, and what passages leave of one; far into the tail."""
 
 import mpmath
 import numpy as np
@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from neurodiff.perception import bounds
-from neurodiff.perception.drifts import Leak, Steady, Urgency
+from neurodiff.perception.bounded import Bounded
+from neurodiff.perception.drifts import Leak, Power, Steady, Urgency
 from neurodiff.perception.first_passage import density, survival
 from neurodiff.perception.killed import killed
-from neurodiff.perception.survivors import log_survival
+from neurodiff.perception.survivors import sines
 
 BOUNDS = {
     "constant": lambda: bounds.Constant(0.9),
@@ -33,7 +34,8 @@ def grid(steps, end=2.0):
 def left(bound, time, moved, start=0.0):
     b = bound(torch.cat([1e-6 * time[1:2], time[1:]]))[0].detach()
     one = torch.ones(1, dtype=torch.float64)
-    return log_survival(b, time, moved, start * b[0] * one, one)[0]
+    log, trusted = sines(b, time, moved, start * b[0] * one, one)
+    return log[0], trusted[0]
 
 
 def steady(v, spread=None):
@@ -61,11 +63,13 @@ def series(b, v, x, t):
 @pytest.mark.parametrize("start", [0.0, 0.5, -0.9])
 def test_a_constant_bound_is_its_series_however_few_are_left(b, v, start):
     time = grid(1000, 5.0)
-    found = left(bounds.Constant(b).double(), time, steady(v), start)
-    # soon after the start a strong drift may take paths from one bound to the other
-    near = 2e-6 if v * b * (1 + abs(start)) < 40 else 1e-2
+    found, trusted = left(bounds.Constant(b).double(), time, steady(v), start)
     for i in (2, 10, 50, 200, 1000):
-        assert found[i].item() == pytest.approx(series(b, v, start * b, time[i].item()), abs=near)
+        wanted = series(b, v, start * b, time[i].item())
+        if trusted[i] and wanted < -2:  # else a difference is taken
+            assert found[i].item() == pytest.approx(wanted, abs=1e-4)
+    # but for the first moments, and drifts that take paths from one bound to the other in these
+    assert trusted[time > (0.05 + 0.01 * v * b) * b * b].all()
 
 
 @pytest.mark.parametrize("name", BOUNDS)
@@ -74,19 +78,24 @@ def test_moving_bounds_leave_those_that_positive_kernels_leave(name, v):
     bound, time, drift = BOUNDS[name]().double(), grid(400), torch.tensor([v]).double()
     kernels = killed(drift, bound, time[1:], nodes=60)
     exact = kernels.mass.sum(-1).log()[0] + kernels.scale[0, :, 0]
-    found = left(bound, time, steady(v))[1:]
-    # both take bounds for straight within 5 ms; in the first steps the kernels' nodes are few
+    found, trusted = (each[1:] for each in left(bound, time, steady(v)))
+    assert trusted[20:].all()
+    # kernels of 5 ms, steps of 20; in the first steps the kernels' nodes are few
     off = (found - exact)[20:].abs()
     assert (off < 2e-3 + 1e-4 * exact[20:].abs()).all()
 
 
-@pytest.mark.parametrize("name", ["exponential", "Weibull"])
-def test_what_straight_steps_cost_falls_as_their_square(name):
-    bound = BOUNDS[name]().double()
-    ends = [left(bound, grid(n), steady(1.0))[-1].item() for n in (50, 100, 200, 1600)]
+@pytest.mark.parametrize(("name", "drift"), [("Weibull", "none"), ("constant", "leak")])
+def test_what_steps_cost_falls_as_their_square(name, drift):
+    bound, strength = BOUNDS[name]().double(), {"strength": torch.tensor([[0.3]]).double()}
+    ends = []
+    for n in (50, 100, 200, 1600):
+        moved = steady(1.0) if drift == "none" else DRIFTS[drift]().double()(strength, grid(4 * n))
+        ends.append(left(bound, grid(4 * n), moved)[0][-1].item())
     off = [abs(end - ends[-1]) for end in ends[:-1]]
-    assert off[0] / off[1] == pytest.approx(4.0, rel=0.1)
-    assert off[1] / off[2] == pytest.approx(4.0, rel=0.1)
+    assert off[1] < 2e-3
+    assert off[0] / off[1] == pytest.approx(4.0, rel=0.15)
+    assert off[1] / off[2] == pytest.approx(4.0, rel=0.15)
 
 
 @pytest.mark.parametrize("name", ["constant", "Weibull", "linear"])
@@ -98,21 +107,27 @@ def test_drifts_that_change_leave_what_is_left_of_one(name, drift, start):
     b0 = bound(fine[1:2] * 1e-6)[0].item()
     g = density(moved(strength, fine[1:]), bound, fine[1:], start * b0).detach()
     wanted = survival(g, fine[1:])[0]
-    found = left(bound, grid(400), moved(strength, grid(400)), start).detach()
+    found, trusted = left(bound, grid(400), moved(strength, grid(400)), start)
     for seconds in (0.1, 0.25, 0.5, 1.0, 2.0):
         i, j = round(200 * seconds), round(500 * seconds) - 1
-        assert found[i].exp().item() == pytest.approx(wanted[j].item(), abs=5e-5)
+        assert trusted[i] or seconds < 0.2
+        if not trusted[i]:
+            continue
+        # in steps of 20 ms, which take a leak and a drift for constant
+        assert found[i].exp().item() == pytest.approx(wanted[j].item(), abs=1e-3)
         if wanted[j] > 1e-4:
-            assert found[i].item() == pytest.approx(wanted[j].log().item(), abs=5e-4)
+            assert found[i].item() == pytest.approx(wanted[j].log().item(), abs=3e-3)
 
 
 @pytest.mark.parametrize("name", ["constant", "Weibull"])
 def test_drifts_that_differ_over_trials_are_averaged(name):
     bound, time = BOUNDS[name]().double(), grid(400)
     at, weight = np.polynomial.hermite_e.hermegauss(60)
-    each = [left(bound, time, steady(2.0 + 1.5 * a), 0.4) for a in at]
+    each = [left(bound, time, steady(2.0 + 1.5 * a), 0.4)[0] for a in at]
     wanted = (torch.stack(each) + torch.tensor(weight / weight.sum()).log()[:, None]).logsumexp(0)
-    assert torch.allclose(left(bound, time, steady(2.0, 1.5), 0.4), wanted, atol=1e-8)
+    found, trusted = left(bound, time, steady(2.0, 1.5), 0.4)
+    assert trusted[40:].all()
+    assert torch.allclose(found[trusted], wanted[trusted], atol=1e-8)
 
 
 @pytest.mark.parametrize(
@@ -123,19 +138,39 @@ def test_drifts_that_differ_over_trials_are_averaged(name):
         bounds.Constant(20.0),
     ],
 )  # fmt: skip
-def test_bounds_that_fall_at_once_or_are_far_leave_a_falling_share_and_true_gradients(bound):
-    time, bound = grid(400), bound.double()
+def test_bounds_that_fall_at_once_or_are_far_leave_fewer_and_fewer_with_true_gradients(bound):
+    model = Bounded(Power(10.0), bound, 2.0, start=0.3).double()
+    names = [n for n, _ in model.named_parameters()]
+    given = {"strength": torch.full((40,), 0.1), "choice_known": torch.ones(40)}
+    given["deadline"] = torch.linspace(0.05, 2.0, 40)
+    never = torch.full((40,), torch.inf)
 
-    def last(*values):
-        own = dict(zip([n for n, _ in bound.named_parameters()], values, strict=True))
-        at = torch.cat([1e-6 * time[1:2], time[1:]])
-        b = torch.func.functional_call(bound, own, (at,))[0]
-        one = torch.ones(1, dtype=torch.float64)
-        return log_survival(b, time, steady(1.0), 0.3 * b[:1], one)[0]
+    def none(*values):
+        own = dict(zip(names, values, strict=True))
+        return torch.func.functional_call(model, own, (given,)).log_prob(never)
 
-    found = last(*bound.parameters()).detach()
-    assert (found <= 0).all()
-    assert (found.diff() < 1e-4).all()
-    given = tuple(p.detach().requires_grad_() for p in bound.parameters())
-    some = [20, 100, 400]
-    assert torch.autograd.gradcheck(lambda *p: last(*p)[some], given, atol=1e-4, rtol=1e-3)
+    found = none(*model.parameters()).detach()
+    assert (found.diff() <= 1e-6).all()
+    at = tuple(p.detach().requires_grad_() for p in model.parameters())
+    assert torch.autograd.gradcheck(lambda *p: none(*p)[[5, 20, 39]], at, atol=1e-4, rtol=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("drift", "bound", "start"),
+    [
+        (Urgency(10.0), bounds.Weibull(), -0.6), (Leak(8.0, 3.0), bounds.Constant(2.0), 0.0),
+        (Leak(8.0, 3.0), bounds.Constant(2.0), -0.6), (Leak(8.0, -3.0), bounds.Constant(1.5), -0.3),
+        (Urgency(5.0, 0.3), bounds.Constant(2.0), 0.0), (Power(25.0), bounds.Weibull(), -0.6),
+        (Power(25.0), bounds.Constant(2.0), -0.9),
+    ],
+)  # fmt: skip
+def test_steep_drifts_leave_what_answers_do_not_take(drift, bound, start):
+    model = Bounded(drift, bound, 1.0, 50, jitter=0.02, start=start).double()
+    cells = 2000
+    for end in (0.4, 0.5, 0.6, 0.75, 1.0):
+        time = end / cells * (torch.arange(cells) + 0.5)
+        one = torch.ones(cells)
+        found = model({"strength": one, "choice_known": one, "deadline": end * one})
+        mass = sum(found.log_prob(s * time).exp().sum() * end / cells for s in (1, -1))
+        none = found.log_prob(torch.inf * one).exp()[0]
+        assert (mass + none).item() == pytest.approx(1.0, abs=5e-4)
