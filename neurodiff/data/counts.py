@@ -74,7 +74,10 @@ def _rows(data: xr.Dataset, labels: int) -> xr.Dataset:
             "the table of evidence"
         )
     names = ["choices", *(["trials"] if "trials" in data else [])]
-    own = data[names].assign_coords(category=np.arange(labels))
+    own = data[names]
+    # numbers may be in another order; of names the table of evidence knows nothing
+    if "category" not in own.coords or set(own["category"].values.tolist()) != {*range(labels)}:
+        own = own.assign_coords(category=np.arange(labels))
     if "stimulus" not in own.coords:
         own = own.assign_coords(stimulus=np.arange(own.sizes["stimulus"]))
     other = [str(dim) for dim in own["choices"].dims if dim not in ("stimulus", "category")]

@@ -26,6 +26,12 @@ def test_rows_are_counted_back(counts):
     assert turned.identical(rows)
 
 
+def test_numbers_of_categories_are_kept_in_any_order():
+    data = counted(np.array([[1, 2, 0], [0, 1, 4]])).assign_coords(category=range(3))
+    turned = judgements(data.isel(category=[2, 0, 1]), 3)
+    assert turned.sortby(["shown", "choice"]).identical(judgements(data, 3))
+
+
 def test_who_answered_and_what_stimuli_are_called_are_kept():
     counts = np.arange(12).reshape(2, 2, 3)
     data = counted(counts, ("subject", "stimulus", "category"))
