@@ -38,7 +38,10 @@ def judgements(data: xr.Dataset, labels: int) -> xr.Dataset:
     neurodiff.data.schema.DataError: stimulus 1: counts sum to 1, wanted the 2 that 'trials' states:
     give every answer, or leave 'trials' out
     """
+    by = ["shown", *(["subject"] if "subject" in data.coords else [])]
     if "choices" in data:
+        stated = data["trials"].dims if "trials" in data else ()
+        by = ["shown", *(str(dim) for dim in stated if dim != "stimulus")]
         data = _rows(data, labels)
     elif not ({"shown", "choice", "count"} <= set(data) and data["count"].dims == ("trial",)):
         return data
@@ -50,12 +53,11 @@ def judgements(data: xr.Dataset, labels: int) -> xr.Dataset:
             "number from 0"
         )
     if "trials" in data:
-        by = ["shown", *(["subject"] if "subject" in data.coords else [])]
         frame = pd.DataFrame({n: data[n].values for n in (*by, "count", "trials")})
         frame["sum"] = frame.groupby(by)["count"].transform("sum")
         if len(off := frame[frame["sum"] != frame["trials"]]):
             row = off.iloc[0]
-            who = f" by {row['subject']}" if len(by) > 1 else ""
+            who = f" by {', '.join(str(row[name]) for name in by[1:])}" if len(by) > 1 else ""
             raise DataError(
                 f"stimulus {row['shown']:g}{who}: counts sum to {row['sum']:g}, wanted the "
                 f"{row['trials']:g} that 'trials' states: give every answer, or leave 'trials' out"

@@ -47,6 +47,16 @@ def test_who_answered_and_what_stimuli_are_called_are_kept():
         judgements(short, 3)
 
 
+@pytest.mark.parametrize("dims", [("stimulus",), ("stimulus", "session"), ("session", "stimulus")])
+def test_counts_are_held_against_trials_of_whatever_these_are_of(dims):
+    counts = np.arange(12).reshape(2, 2, 3)
+    data = counted(counts, ("session", "stimulus", "category"))
+    stated = data["choices"].sum({"session", "stimulus", "category"} - {*dims}).transpose(*dims)
+    assert judgements(data.assign(trials=stated), 3).sizes["trial"] == counts.sum()
+    with pytest.raises(DataError, match="counts sum to"):
+        judgements(data.assign(trials=stated + 1), 3)
+
+
 def test_rows_with_a_count():
     columns = {"shown": [1.0, 1.0, 2.0], "choice": [0.0, 1.0, 1.0], "count": [2.0, 0.0, 3.0]}
     data = xr.Dataset({name: ("trial", np.array(values)) for name, values in columns.items()})
