@@ -47,9 +47,9 @@ def judgements(data: xr.Dataset, labels: int) -> xr.Dataset:
         return data
     count = data["count"].values.astype(float)
     if (bad := ~(np.isfinite(count) & (count >= 0) & (count % 1 == 0))).any():
-        shown, choice = (data[name].values[bad][0] for name in ("shown", "choice"))
+        shown, choice = (_plain(data[name].values[bad][0]) for name in ("shown", "choice"))
         raise DataError(
-            f"count: {count[bad][0]:g} of choice {choice:g} to stimulus {shown:g}; wanted a whole "
+            f"count: {count[bad][0]:g} of choice {choice} to stimulus {shown}; wanted a whole "
             "number from 0"
         )
     if "trials" in data:
@@ -59,11 +59,16 @@ def judgements(data: xr.Dataset, labels: int) -> xr.Dataset:
             row = off.iloc[0]
             who = f" by {', '.join(str(row[name]) for name in by[1:])}" if len(by) > 1 else ""
             raise DataError(
-                f"stimulus {row['shown']:g}{who}: counts sum to {row['sum']:g}, wanted the "
+                f"stimulus {_plain(row['shown'])}{who}: counts sum to {row['sum']:g}, wanted the "
                 f"{row['trials']:g} that 'trials' states: give every answer, or leave 'trials' out"
             )
     each = np.repeat(np.arange(len(count)), count.astype(int))
     return data.drop_vars(["count", "trials"], errors="ignore").isel(trial=each)
+
+
+def _plain(value: object) -> str:
+    """A whole number as one."""
+    return str(value).removesuffix(".0")
 
 
 def _rows(data: xr.Dataset, labels: int) -> xr.Dataset:
@@ -82,6 +87,11 @@ def _rows(data: xr.Dataset, labels: int) -> xr.Dataset:
         own = own.assign_coords(category=np.arange(labels))
     if "stimulus" not in own.coords:
         own = own.assign_coords(stimulus=np.arange(own.sizes["stimulus"]))
+    if own["stimulus"].dtype.kind not in "iuf":
+        raise DataError(
+            f"stimulus: is {own['stimulus'].values[0]!r}; wanted numbers, those that the table of "
+            "evidence has"
+        )
     other = [str(dim) for dim in own["choices"].dims if dim not in ("stimulus", "category")]
     frame = own.to_dataframe(dim_order=["stimulus", *other, "category"]).reset_index()
     columns = {"shown": frame["stimulus"] * 1.0, "choice": frame["category"] * 1.0}

@@ -84,3 +84,9 @@ def test_what_counts_nothing_is_refused(counts, words):
 def test_trials_are_left_as_they_are():
     data = xr.Dataset({"shown": ("trial", [1.0]), "choice": ("trial", [0.0])})
     assert judgements(data, 2) is data
+
+
+def test_stimuli_have_numbers():
+    data = counted(np.array([[1, 2]])).assign_coords(stimulus=["face"])
+    with pytest.raises(DataError, match="stimulus: is 'face'; wanted numbers"):
+        judgements(data, 2)
