@@ -89,8 +89,8 @@ def _rows(data: xr.Dataset, labels: int) -> xr.Dataset:
         own = own.assign_coords(stimulus=np.arange(own.sizes["stimulus"]))
     if own["stimulus"].dtype.kind not in "iuf":
         raise DataError(
-            f"stimulus: is {str(own['stimulus'].values[0])!r}; wanted numbers, those that the table "
-            "of evidence has"
+            f"stimulus: is {str(own['stimulus'].values[0])!r}; wanted numbers, those that the "
+            "table of evidence has"
         )
     other = [str(dim) for dim in own["choices"].dims if dim not in ("stimulus", "category")]
     frame = own.to_dataframe(dim_order=["stimulus", *other, "category"]).reset_index()
