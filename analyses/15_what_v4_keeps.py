@@ -14,9 +14,9 @@
 #
 #     python analyses/15_what_v4_keeps.py [--fit]
 #
-# Without `--fit` the figure is made from `results/15_*`. With it the denoiser is trained (an hour
-# on one core), features are made (half an hour) and all is fitted (an hour); what was there is
-# gone on from.
+# Without `--fit` the figure is made from `results/15_*`. With it the denoiser is trained (seven
+# minutes of an idle core), features are made and all is fitted (an hour and a half); what was there
+# is gone on from.
 
 # %%
 import argparse
