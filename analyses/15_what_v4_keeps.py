@@ -370,7 +370,8 @@ def run():
     torch.set_num_threads(1)
     RUNS.mkdir(parents=True, exist_ok=True)
     denoiser = trained()
-    kept(RESULTS / "15_errors.csv", lambda: errors(denoiser))
+    level = kept(RUNS / "errors.csv", lambda: errors(denoiser))
+    level.to_csv(RESULTS / "15_errors.csv", index=False, float_format="%.5g")
     units, shares, sim, centres, near = [], [], [], [], []
     for name in SESSIONS:
         session = Session(name)
