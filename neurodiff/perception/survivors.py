@@ -32,6 +32,7 @@ _FEWER, _APART = 14, 0.01  # sines, and nats by which they may differ from all
 _STEEP = 40.0  # most by which b² falls in a second: with more, ψ would lose its digits
 _SHUT = 1e-4  # of b_0²: a bound that has closed
 _LEAST = 1e-12  # seconds
+_FASTEST = 200.0  # most of a drift times the bound
 _MUCH, _LITTLE, _NONE = 0.1, 0.02, 1e-10  # left: of one is right, sines are, a difference says 0
 
 
@@ -109,7 +110,7 @@ def sines(
 
     def total(sine: Tensor) -> tuple[Tensor, Tensor]:
         found = (share * _sines(start / b[..., :1], turn, step, sine, part)).sum(-2)
-        positive = found > 0
+        positive = found > 1e-250  # less has no gradient left
         each = torch.where(positive, found, 1e-300).log() + size
         return pad(each.logsumexp(-1), (1, 0)), pad(positive.all(-1), (1, 0))
 
@@ -202,24 +203,26 @@ def _pushed(
     moved: Path, time: Tensor, y: Float[Tensor, "*#condition time node"], start: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Turns, ends and the beginning of a drift that is constant within a step, and of a leak."""
-    dt, knot = time.diff(), moved.slope[..., ::FINE]
+    # drifts that nobody could trust sines with would overflow
+    most = _FASTEST / y.detach().abs().amax()
+    slope = moved.slope.clamp(-most, most)
+    dt, knot = time.diff(), slope[..., ::FINE]
     v = 0.5 * (knot[..., 1:] + knot[..., :-1])
     there = y[..., FINE - 1 :: FINE, :][..., :-1, :]
     turn = -v.diff()[..., None] * there
-    over = _each(v)[..., None] * y - (0.5 * _each(v).square() * dt).cumsum(-1)[..., None]
-    begin = -v[..., :1] * start
+    over, begin = _each(v)[..., None] * y, -v[..., :1] * start
     if moved.leak is None:
-        return turn, over, begin
+        return turn, over - (0.5 * _each(v).square() * dt).cumsum(-1)[..., None], begin
     leak, width = moved.leak[..., None, None], time[::FINE].diff()
 
     def lost(x: Tensor, at: Tensor) -> Tensor:
-        return 0.5 * leak.square() * x.square() - leak * at[..., None] * x
+        return 0.5 * (at[..., None] - leak * x).square()
 
     turn = turn - 0.5 * (width[1:] + width[:-1])[:, None] * lost(there, knot[..., 1:-1])
     # half of what a whole step takes is taken where it begins: of what is to come, it is given back
     gone = (torch.arange(1, FINE + 1).to(y) / FINE).repeat(len(width))
     back = (1 - gone)[:, None] * lost(y, _each(knot[..., :-1]))
-    taken = gone[:, None] * lost(y, moved.slope[..., 1:]) - back
+    taken = gone[:, None] * lost(y, slope[..., 1:]) - back
     over = over - 0.5 * leak * (y.square() - time[1:, None]) - 0.5 * _each(width)[:, None] * taken
     x = start[..., None, :]
     first = 0.5 * leak * x.square() - 0.5 * width[0] * lost(x, knot[..., :1])
