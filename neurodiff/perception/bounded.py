@@ -204,12 +204,16 @@ class Bounded(Reaction):
         moved = functional_call(self.drift, part("drift.", values), (stimulus, until))
         return sines(b, until, moved, *self._starts(values))
 
+    def _parts(self, y: Float[Tensor, "*any node"]) -> tuple[Tensor, ...]:
+        """What is at the early nodes, and at the times."""
+        n = len(self.time)
+        return y.split([len(self.nodes) - n, n], -1)
+
     def _passed(self, g: Float[Tensor, "condition node 2"]) -> Float[Tensor, "condition time 2"]:
         """What has passed at 0, dt/4, …."""
-        n = len(self.time)
-        each = zip(*(y.split([y.shape[-1] - n, n], -1) for y in (g.mT, self.nodes)), strict=True)
+        each = zip(self._parts(g.mT), self._parts(self.nodes), strict=True)
         early, late = (through(y, t).mT for y, t in each)
-        late, k = early_of(late, FINE * n), early.shape[-2]
+        late, k = early_of(late, FINE * len(self.time)), early.shape[-2]
         late = late[..., k:, :] - late[..., k - 1 : k, :] + early[..., -1:, :]
         passed = torch.cat([torch.zeros_like(g[..., :1, :]), early, late], -2)
         # in all, what answers are given by: of densities that are rough they are not the same

@@ -125,11 +125,6 @@ class DeadlineMixture(OnClock, Bounded):
         back = torch.cat([early_of(back, len(self.nodes) - n), back], -2)
         return (normal_cdf(torch.stack([z, -z], -1)) - gone + back).clamp_min(0.0)
 
-    def _parts(self, y: Float[Tensor, "*any node"]) -> tuple[Tensor, ...]:
-        """What is at the early nodes, and at the times."""
-        n = len(self.time)
-        return y.split([len(self.nodes) - n, n], -1)
-
 
 def came_back(
     passed: Float[Tensor, "condition start time 2"],

@@ -45,6 +45,9 @@ MODELS = {
     "hardly any delay": lambda **k: Bounded(
         Power(8.0), bounds.Weibull(), 2.0, 120, delay=0.06, jitter=0.03, **k
     ),
+    "some of it below 0": lambda **k: Bounded(
+        Power(8.0), bounds.Constant(0.6), 2.0, 120, delay=0.02, jitter=0.08, **k
+    ),
 }
 
 
